@@ -1,0 +1,140 @@
+"""Attention of one new token per row over a paged KV cache, split along the keys.
+
+Memory bound: each key and value is read once, so the speed is that of the memory if enough loads are in flight.
+The query heads that share a KV head are one tile (padded to 16 rows for the matrix unit). A row's keys are cut
+into SPLITS equal parts so that few or uneven rows still fill the chip; a second kernel combines the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _decode_part(
+    q_ptr, cache_ptr, table_ptr, slot_ptr, position_ptr, out_ptr, part_ptr, lse_ptr,
+    scale, v_offset, q_stride, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    keys = tl.load(position_ptr + row) + 1  # position -1 marks a padding row: no keys
+    slot = tl.load(slot_ptr + row).to(tl.int64)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(keys - WINDOW, 0) // TILE * TILE
+    part = tl.cdiv(tl.cdiv(keys - first, SPLITS), TILE) * TILE
+    low = first + split * part
+    high = tl.minimum(low + part, keys)
+
+    heads = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIM)
+    q_at = row * q_stride + (kv_head * GROUP + heads)[:, None] * DIM + dims[None, :]
+    q = tl.load(q_ptr + q_at, mask=heads[:, None] < GROUP, other=0.0)
+    if cache_ptr.dtype.element_ty == tl.float8e4nv:
+        q = q.to(tl.float16)  # e4m3 converts to fp16 exactly, and in one instruction
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    lanes = tl.arange(0, TILE)
+    for at in range(low, high, TILE):
+        block = tl.load(table_ptr + slot * table_stride + at // BLOCK).to(tl.int64)
+        line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
+        k = tl.load(cache_ptr + (line + lanes)[None, :] * DIM + dims[:, None])
+        v = tl.load(cache_ptr + v_offset + (line + lanes)[:, None] * DIM + dims[None, :])
+        scores = tl.dot(q, k.to(q.dtype)) * (scale * 1.4426950408889634)
+        seen = at + lanes < high
+        if WINDOW > 0:
+            seen = seen & (at + lanes >= keys - WINDOW)
+        scores = tl.where(seen[None, :], scores, -1.0e30)
+        peak = tl.maximum(best, tl.max(scores, 1))
+        fade = tl.exp2(best - peak)
+        weights = tl.exp2(scores - peak[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * fade[:, None])
+        best = peak
+
+    live = heads < GROUP
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    head = kv_head * GROUP + heads
+    if SPLITS == 1:
+        at_out = (row * HEADS + head)[:, None] * DIM + dims[None, :]
+        tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=live[:, None])
+    else:
+        line = (row * HEADS + head) * SPLITS + split
+        tl.store(part_ptr + line[:, None] * DIM + dims[None, :], out, mask=live[:, None])
+        lse = tl.where(total == 0.0, float("-inf"), best + tl.log2(tl.where(total == 0.0, 1.0, total)))
+        tl.store(lse_ptr + line, lse, mask=live)
+
+
+@triton.jit
+def _combine(part_ptr, lse_ptr, out_ptr, SPLITS: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr):
+    line = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, PADDED)
+    dims = tl.arange(0, DIM)
+    lse = tl.load(lse_ptr + line * SPLITS + splits, mask=splits < SPLITS, other=float("-inf"))
+    peak = tl.max(lse, 0)
+    peak = tl.where(peak == float("-inf"), 0.0, peak)
+    weight = tl.exp2(lse - peak)
+    total = tl.sum(weight, 0)
+    parts = tl.load(
+        part_ptr + (line * SPLITS + splits)[:, None] * DIM + dims[None, :], mask=(splits < SPLITS)[:, None], other=0.0
+    )
+    out = tl.sum(parts * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(out_ptr + line * DIM + dims, out.to(out_ptr.dtype.element_ty))
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeShape:
+    """How the decode kernel is cut: found by measurement (benchmarks/gpu)."""
+
+    tile: int = 64
+    warps: int = 4
+    stages: int = 3
+    programs: int = 132 * 4  # how many programs fill the chip; more splits than that do not pay
+    max_splits: int = 32
+
+    def splits(self, rows: int, kv_heads: int) -> int:
+        wanted = -(-self.programs // max(1, rows * kv_heads))
+        return 1 << min(wanted - 1, self.max_splits - 1).bit_length() if wanted > 1 else 1
+
+
+def decode_attention(
+    q: torch.Tensor,
+    out: torch.Tensor,
+    cache: torch.Tensor,
+    table: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+    window: int,
+    shape: DecodeShape,
+) -> None:
+    """Attend from one token per row, into `out`.
+
+    q, out [rows, heads, dim]; cache [2, blocks, kv_heads, block, dim] of one layer; table [slots, blocks per slot]
+    int32; slots [rows] and positions [rows] int32 (position -1: the row is padding, its output is 0). Memory of
+    the cache that was never written must be finite (zeros).
+    """
+    rows, heads, dim = q.shape
+    _, _, kv_heads, block, _ = cache.shape
+    splits = shape.splits(rows, kv_heads)
+    parts = torch.empty((rows, heads, splits, dim) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
+    lse = torch.empty((rows, heads, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
+    _decode_part[(rows, kv_heads, splits)](
+        q, cache, table, slots, positions, out, parts, lse,
+        scale, cache.stride(0), q.stride(0), table.stride(0),
+        HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
+        DIM=dim, BLOCK=block, TILE=min(shape.tile, block), SPLITS=splits, WINDOW=window,
+        num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+    if splits > 1:
+        _combine[(rows * heads,)](
+            parts, lse, out, SPLITS=splits, PADDED=triton.next_power_of_2(splits), DIM=dim, num_warps=2
+        )

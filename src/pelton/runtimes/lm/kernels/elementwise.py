@@ -1,0 +1,273 @@
+"""The small kernels between matrix products, fused so that each value crosses memory once.
+
+On a large GPU a decode step is hundreds of launches of a few microseconds: fewer kernels is the whole point.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+FP8_MAX = 448.0  # of float8_e4m3fn
+
+
+@triton.jit
+def _norm(
+    x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, eps, size,
+    WIDTH: tl.constexpr, ADD: tl.constexpr, QUANTIZE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, WIDTH)
+    inside = at < size
+    x = tl.load(x_ptr + row * size + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        residual = tl.load(residual_ptr + row * size + at, mask=inside, other=0.0)
+        x = (x + residual.to(tl.float32)).to(residual.dtype)
+        tl.store(residual_ptr + row * size + at, x, mask=inside)
+        x = x.to(tl.float32)
+    weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / size + eps) * weight
+    if QUANTIZE:
+        scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-6) / 448.0
+        tl.store(scale_ptr + row, scale)
+        y = y / scale
+    tl.store(out_ptr + row * size + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gate(
+    x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr, GELU: tl.constexpr, QUANTIZE: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = at < size
+    gate = tl.load(x_ptr + row * 2 * size + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + row * 2 * size + size + at, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        gate = gate * tl.sigmoid(2.0 * inner)  # 0.5 (1 + tanh z) = sigmoid(2 z)
+    else:
+        gate = gate * tl.sigmoid(gate)
+    y = gate * up
+    if QUANTIZE:
+        scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-6) / 448.0
+        tl.store(scale_ptr + row, scale)
+        y = y / scale
+    tl.store(out_ptr + row * size + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rope_store(
+    qkv_ptr, q_ptr, cache_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, table_ptr, slot_ptr, position_ptr,
+    eps, v_offset, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    position = tl.load(position_ptr + row)
+    if position >= 0:
+        slot = tl.load(slot_ptr + row).to(tl.int64)
+        block = tl.load(table_ptr + slot * table_stride + position // BLOCK).to(tl.int64)
+        head = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        half = tl.arange(0, DIM // 2)
+        inside = (head < HEADS + 2 * KV_HEADS)[:, None] & (half >= 0)[None, :]
+        at = (row * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM + half[None, :]
+        raw1 = tl.load(qkv_ptr + at, mask=inside, other=0.0)
+        raw2 = tl.load(qkv_ptr + at + DIM // 2, mask=inside, other=0.0)
+        x1 = raw1.to(tl.float32)
+        x2 = raw2.to(tl.float32)
+        is_q = (head < HEADS)[:, None]
+        if NORM:
+            norm = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / DIM + eps)[:, None]
+            qw1 = tl.load(q_weight_ptr + half)[None, :]
+            qw2 = tl.load(q_weight_ptr + half + DIM // 2)[None, :]
+            kw1 = tl.load(k_weight_ptr + half)[None, :]
+            kw2 = tl.load(k_weight_ptr + half + DIM // 2)[None, :]
+            x1 = x1 * norm * tl.where(is_q, qw1, kw1)
+            x2 = x2 * norm * tl.where(is_q, qw2, kw2)
+        cos = tl.load(cos_ptr + position * (DIM // 2) + half)[None, :]
+        sin = tl.load(sin_ptr + position * (DIM // 2) + half)[None, :]
+        y1 = x1 * cos - x2 * sin
+        y2 = x2 * cos + x1 * sin
+        q_at = (row * HEADS + head)[:, None] * DIM + half[None, :]
+        q_mask = inside & is_q
+        tl.store(q_ptr + q_at, y1.to(q_ptr.dtype.element_ty), mask=q_mask)
+        tl.store(q_ptr + q_at + DIM // 2, y2.to(q_ptr.dtype.element_ty), mask=q_mask)
+        is_v = (head >= HEADS + KV_HEADS)[:, None]
+        kv_head = tl.where(head >= HEADS + KV_HEADS, head - HEADS - KV_HEADS, head - HEADS)
+        line = (block * KV_HEADS + kv_head) * BLOCK + position % BLOCK
+        kv_at = line[:, None] * DIM + half[None, :] + tl.where(is_v, v_offset, 0)
+        kv_mask = inside & (head >= HEADS)[:, None]
+        kv1 = tl.where(is_v, raw1.to(tl.float32), y1)
+        kv2 = tl.where(is_v, raw2.to(tl.float32), y2)
+        if cache_ptr.dtype.element_ty == tl.float8e4nv:
+            kv1 = tl.clamp(kv1, -448.0, 448.0)
+            kv2 = tl.clamp(kv2, -448.0, 448.0)
+        tl.store(cache_ptr + kv_at, kv1.to(cache_ptr.dtype.element_ty), mask=kv_mask)
+        tl.store(cache_ptr + kv_at + DIM // 2, kv2.to(cache_ptr.dtype.element_ty), mask=kv_mask)
+
+
+def _warps(width: int) -> int:
+    return max(1, min(16, width // 512))
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    quantize: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`x / rms(x) * weight` per row; with `residual`, first `residual += x` in place and norm that.
+
+    x [rows, size] contiguous; weight [size] float32. With `quantize` the result is float8_e4m3fn and its scale
+    [rows, 1] float32 comes with it: value = result * scale.
+    """
+    rows, size = x.shape
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn if quantize else x.dtype)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device) if quantize else None
+    width = triton.next_power_of_2(size)
+    _norm[(rows,)](
+        x, x if residual is None else residual, weight, out, x if scale is None else scale, eps, size,
+        WIDTH=width, ADD=residual is not None, QUANTIZE=quantize, num_warps=_warps(width),
+    )  # fmt: skip
+    return out, scale
+
+
+def gated(x: torch.Tensor, gelu: bool, quantize: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`act(gate) * up` of x [rows, 2 * size] = (gate, up); `quantize` as in `rms_norm`."""
+    rows, size = x.shape[0], x.shape[1] // 2
+    out = torch.empty((rows, size), dtype=torch.float8_e4m3fn if quantize else x.dtype, device=x.device)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device) if quantize else None
+    width = triton.next_power_of_2(size) if quantize else min(1024, triton.next_power_of_2(size))
+    _gate[(rows, triton.cdiv(size, width))](
+        x, out, x if scale is None else scale, size,
+        WIDTH=width, GELU=gelu, QUANTIZE=quantize, num_warps=_warps(width) if quantize else 4,
+    )  # fmt: skip
+    return out, scale
+
+
+def rope_and_store(
+    qkv: torch.Tensor,
+    cache: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    cos_sin: tuple[torch.Tensor, torch.Tensor],
+    table: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    eps: float,
+) -> torch.Tensor:
+    """Norm (if any) and rotate queries and keys; write keys and values into the cache; return the queries.
+
+    qkv [tokens, (heads + 2 kv_heads) * dim]; cache [2, blocks, kv_heads, block, dim] of one layer; cos_sin each
+    [positions, dim / 2] float32; table, slots, positions as in `decode_attention` (position -1: skipped).
+    """
+    tokens = qkv.shape[0]
+    _, _, kv_heads, block, dim = cache.shape
+    q = torch.empty((tokens, heads, dim), dtype=qkv.dtype, device=qkv.device)
+    q_weight, k_weight = norms if norms is not None else (cos_sin[0], cos_sin[0])
+    tile = min(8, triton.next_power_of_2(heads + 2 * kv_heads))
+    _rope_store[(tokens, triton.cdiv(heads + 2 * kv_heads, tile))](
+        qkv, q, cache, q_weight, k_weight, cos_sin[0], cos_sin[1], table, slots, positions,
+        eps, cache.stride(0), table.stride(0),
+        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, BLOCK=block, TILE=tile, NORM=norms is not None, num_warps=2,
+    )  # fmt: skip
+    return q
+
+
+@triton.jit
+def _argmax_part(logits_ptr, value_ptr, index_ptr, vocab, stride, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    span = tl.cdiv(tl.cdiv(vocab, PARTS), WIDTH) * WIDTH
+    low = part * span
+    lanes = tl.arange(0, WIDTH)
+    best = tl.full([WIDTH], float("-inf"), tl.float32)
+    where = tl.zeros([WIDTH], tl.int32)
+    for at in range(low, tl.minimum(low + span, vocab), WIDTH):
+        x = tl.load(logits_ptr + row * stride + at + lanes, mask=at + lanes < vocab, other=float("-inf"))
+        x = x.to(tl.float32)
+        better = x > best
+        best = tl.where(better, x, best)
+        where = tl.where(better, at + lanes, where)
+    peak = tl.max(best, 0)
+    index = tl.min(tl.where(best == peak, where, 2147483647), 0)
+    tl.store(value_ptr + row * PARTS + part, peak)
+    tl.store(index_ptr + row * PARTS + part, index)
+
+
+@triton.jit
+def _argmax_final(value_ptr, index_ptr, out_ptr, last_ptr, slot_ptr, PARTS: tl.constexpr):
+    row = tl.program_id(0)
+    lanes = tl.arange(0, PARTS)
+    values = tl.load(value_ptr + row * PARTS + lanes)
+    indices = tl.load(index_ptr + row * PARTS + lanes)
+    peak = tl.max(values, 0)
+    index = tl.min(tl.where(values == peak, indices, 2147483647), 0)
+    tl.store(out_ptr + row, index)
+    slot = tl.load(slot_ptr + row)
+    tl.store(last_ptr + slot, index)
+
+
+def greedy_and_remember(logits: torch.Tensor, last: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The most likely token of each row (the lowest id among equals), also stored as `last[slots[row]]`.
+
+    logits [rows, vocab]; last [slots + 1] int32; slots [rows] int32. Returns [rows] int32.
+    """
+    rows, vocab = logits.shape
+    parts = 16
+    values = torch.empty((rows, parts), dtype=torch.float32, device=logits.device)
+    indices = torch.empty((rows, parts), dtype=torch.int32, device=logits.device)
+    out = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    _argmax_part[(rows, parts)](
+        logits, values, indices, vocab, logits.stride(0), PARTS=parts, WIDTH=1024, num_warps=4
+    )
+    _argmax_final[(rows,)](values, indices, out, last, slots, PARTS=parts, num_warps=1)
+    return out
+
+
+@triton.jit
+def _embed(table_ptr, id_ptr, slot_ptr, last_ptr, out_ptr, scale, size, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(id_ptr + row)
+    if token < 0:
+        token = tl.load(last_ptr + tl.load(slot_ptr + row))
+    at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    x = tl.load(table_ptr + token.to(tl.int64) * size + at, mask=at < size, other=0.0)
+    x = (x.to(tl.float32) * scale).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * size + at, x, mask=at < size)
+
+
+def embed(
+    weights: torch.Tensor, ids: torch.Tensor, slots: torch.Tensor, last: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Embedding rows times `scale`; an id of -1 means the token that the last step left in `last[slot]`."""
+    size = weights.shape[1]
+    out = torch.empty((ids.shape[0], size), dtype=weights.dtype, device=weights.device)
+    width = min(2048, triton.next_power_of_2(size))
+    _embed[(ids.shape[0], triton.cdiv(size, width))](
+        weights, ids, slots, last, out, scale, size, WIDTH=width, num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _quantize(x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, WIDTH)
+    x = tl.load(x_ptr + row * size + at, mask=at < size, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-6) / 448.0
+    tl.store(scale_ptr + row, scale)
+    tl.store(out_ptr + row * size + at, (x / scale).to(out_ptr.dtype.element_ty), mask=at < size)
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [rows, size] as float8_e4m3fn with one float32 scale [rows, 1] per row: x ~ result * scale."""
+    rows, size = x.shape
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    width = triton.next_power_of_2(size)
+    _quantize[(rows,)](x, out, scale, size, WIDTH=width, num_warps=_warps(width))
+    return out, scale

@@ -1,0 +1,81 @@
+"""`x @ weight.T` for a handful of rows, where reading the weights is all the work.
+
+Library products choose tiles for many rows; for one to sixteen rows this kernel keeps more bytes in flight. Each
+program owns a few outputs and walks along the whole inner dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+MAX_ROWS = 16
+
+
+@triton.jit
+def _thin(
+    x_ptr, w_ptr, bias_ptr, out_ptr, x_scale_ptr, w_scale_ptr, rows, outs, size,
+    ROWS: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    row = tl.arange(0, ROWS)
+    n = tl.program_id(0) * TN + tl.arange(0, TN)
+    k = tl.arange(0, TK)
+    n_in = n < outs
+    acc = tl.zeros([ROWS, TN], tl.float32)
+    w_at = w_ptr + n[:, None].to(tl.int64) * size + k[None, :]
+    x_at = x_ptr + row[:, None] * size + k[None, :]
+    for at in range(0, size, TK):
+        inside = at + k < size
+        w = tl.load(w_at, mask=n_in[:, None] & inside[None, :], other=0.0)
+        x = tl.load(x_at, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
+        if FP8:
+            x = x.to(tl.float16)
+            w = w.to(tl.float16)
+        acc = tl.dot(x, tl.trans(w), acc)
+        w_at += TK
+        x_at += TK
+    if FP8:
+        x_scale = tl.load(x_scale_ptr + row, mask=row < rows, other=0.0)
+        w_scale = tl.load(w_scale_ptr + n, mask=n_in, other=0.0)
+        acc = acc * x_scale[:, None] * w_scale[None, :]
+    if BIAS:
+        acc += tl.load(bias_ptr + n, mask=n_in, other=0.0).to(tl.float32)[None, :]
+    out_at = out_ptr + row[:, None] * outs + n[None, :]
+    tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=(row < rows)[:, None] & n_in[None, :])
+
+
+@dataclass(frozen=True, slots=True)
+class ThinShape:
+    """How the kernel is cut: found by measurement (benchmarks/gpu). `depth` in bytes of one weight row."""
+
+    outs: int = 16
+    depth: int = 1024
+    warps: int = 4
+    stages: int = 4
+
+
+def thin_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    shape: ThinShape,
+    x_scale: torch.Tensor | None = None,
+    w_scale: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """x [rows <= 16, size] times weight [outs, size], both contiguous; the scales [rows, 1] and [1, outs] are
+    those of float8 operands. Returns [rows, outs]."""
+    rows, size = x.shape
+    outs = weight.shape[0]
+    out = torch.empty((rows, outs), dtype=out_dtype or x.dtype, device=x.device)
+    fp8 = x_scale is not None
+    _thin[(triton.cdiv(outs, shape.outs),)](
+        x, weight, x if bias is None else bias, out, x if x_scale is None else x_scale,
+        x if w_scale is None else w_scale, rows, outs, size,
+        ROWS=MAX_ROWS, TN=shape.outs, TK=shape.depth // weight.element_size(), BIAS=bias is not None, FP8=fp8,
+        num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+    return out
