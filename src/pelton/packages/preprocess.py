@@ -22,8 +22,9 @@ class Base(Part, frozen=True, tag_field="kind"):
 
 
 class Resize(Part, frozen=True):
-    """`height` x `width` in pixels. `fit`: "stretch" ignores the aspect ratio; "shorter" scales the shorter side and
-    keeps the ratio (crop afterwards); "pad" scales to fit inside and fills the right and lower rest with `fill`."""
+    """`height` x `width` in pixels. `fit`: "stretch" ignores the aspect ratio; "shorter" keeps it and covers the whole of
+    `height` x `width` (for a square: the shorter side gets that length; crop afterwards); "pad" keeps it, fits inside
+    and fills the right and lower rest with `fill` (0 to 255). Shrinking is antialiased except with "nearest"."""
 
     height: int
     width: int
@@ -42,8 +43,10 @@ class Crop(Part, frozen=True):
 class Image(Base, frozen=True, tag="image"):
     """A picture file (PNG, JPEG, WebP, GIF, BMP, TIFF) -> one row.
 
-    Order of work: decode with EXIF orientation -> `mode` -> resize -> crop -> (x * scale - mean) / std -> `layout`.
-    `mean` and `std` have one number per channel, or one for all.
+    Order of work: decode (first frame), EXIF orientation, transparency on white, 16 bits to 8 -> `mode` -> resize ->
+    crop -> (x * scale - mean) / std with x in 0 to 255 -> `layout`. `mean` and `std` have one number per channel of
+    `mode`, or one for all. A grey picture may also fill an input [height, width], any picture one of rank 1.
+    Pictures over `max_bytes`, or over `max_pixels` before or after the resize, are refused before they are decoded.
     """
 
     field: str
@@ -55,13 +58,16 @@ class Image(Base, frozen=True, tag="image"):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     layout: Literal["CHW", "HWC"] = "CHW"
+    max_pixels: int = 50_000_000
+    max_bytes: int = 32 * 1024 * 1024
 
 
 class Audio(Base, frozen=True, tag="audio"):
     """A sound file (WAV, FLAC, OGG, MP3) -> mono float samples in [-1, 1] * `scale` at `sample_rate` -> windows.
 
     With `window` (samples) each window is one row, every `hop` samples (default: `window`), the last one filled with
-    zeros; one call has as many rows as windows, at most `max_windows`. Without `window` the sound is one row.
+    zeros; one sound has as many rows as windows, at most `max_windows`. Without `window` the sound is one row.
+    Channels are averaged. Inputs of other blocks are repeated for each window of their instance.
     """
 
     field: str
@@ -72,6 +78,7 @@ class Audio(Base, frozen=True, tag="audio"):
     scale: float = 1.0
     max_seconds: float = 600.0
     max_windows: int = 1024
+    max_bytes: int = 128 * 1024 * 1024
 
 
 class Text(Base, frozen=True, tag="text"):
@@ -80,7 +87,8 @@ class Text(Base, frozen=True, tag="text"):
     `ids`, `mask`, `types` name the inputs of the model that receive them (empty: the model has no such input).
     `tokenizer = "bytes"` needs no file: ids are bytes + `byte_offset`, filled with `pad_id`.
     Rows are cut at `max_tokens` only where `truncate` is set; otherwise a longer text is refused.
-    Rows are padded to a multiple of `pad_to`, or to exactly `max_tokens` with `pad_to = 0`.
+    Rows are padded to a multiple of `pad_to` (never beyond `max_tokens`), or to exactly `max_tokens` with `pad_to = 0`.
+    `prefix` is put before every text. Texts over `max_characters` are refused before they are tokenized.
     """
 
     field: str
@@ -94,15 +102,20 @@ class Text(Base, frozen=True, tag="text"):
     pad_id: int = 0
     byte_offset: int = 0
     prefix: str = ""
+    max_characters: int = 100_000
 
 
 class Column(Part, frozen=True):
     """One named column of a table row.
 
-    "number": a number or null (missing); "boolean"; "string" with `values`: the model sees the index in `values`
-    (an unknown value is refused, or becomes `unknown` where that is set); "string" without `values`: the text itself.
-    `default`: used where the caller leaves the column out; without it the column must be given.
-    `minimum`, `maximum`: the range that is accepted.
+    "number"; "integer" (3.0 counts as 3); "boolean"; "string" with `values`: the model sees the index in `values` (an
+    unknown value is refused, or becomes `unknown` where that is set), with `one_hot` one 0/1 element for each of
+    `values` (all 0 where `unknown` is set and the value is not known), and the text itself where its input is BYTES;
+    "string" without `values`: the text itself.
+    Left out, or null: `default` where there is one. Without a default, null is a missing value: `unknown` of a string
+    with `values`, else NaN where the input's `nan` allows it, else refused; and the column may be left out altogether
+    only where `required` is false. `minimum`, `maximum`: the range that is accepted of numbers and integers.
+    `description`: for people, one line.
     """
 
     name: str
@@ -114,11 +127,12 @@ class Column(Part, frozen=True):
     required: bool = True
     minimum: float | None = None
     maximum: float | None = None
+    description: str = ""
 
 
 class Table(Base, frozen=True, tag="table"):
     """Named, typed columns -> the row vector of input `fills`, in this order; or, with `fills = ""`, each column is
-    the input of the same name (a scalar per row)."""
+    the input of the same name (shape [] or [1])."""
 
     columns: tuple[Column, ...]
     fills: str = ""
@@ -128,9 +142,11 @@ Preprocess = Image | Audio | Text | Table
 
 
 class Labels(Base, frozen=True, tag="labels"):
-    """Scores [n] -> the `top` best labels with their scores, best first. `labels_file`: a text file, one a line.
+    """Scores [n] -> the `top` best labels with their scores, best first: [{"label": ..., "score": ...}, ...].
 
-    `softmax`: the output holds logits. A binary score [1] or scalar: two labels, the score belongs to the second.
+    `labels_file`: a text file, one a line; with neither labels nor file a label is the index. `softmax`: the output
+    holds logits. A binary score [1] or scalar: two labels, the score belongs to the second (a logit: its sigmoid).
+    `over_rows` joins the scores of an instance's windows; with "none" the answer is a list, one item per window.
     """
 
     output: str
@@ -144,7 +160,7 @@ class Labels(Base, frozen=True, tag="labels"):
 
 class Ctc(Base, frozen=True, tag="ctc"):
     """Scores [t, symbols] -> text by greedy CTC decoding (Graves 2006): best symbol each step, repeats merged,
-    symbol 0 is the blank. `symbols_file`: one symbol a line, for index 1, 2, ..."""
+    symbol 0 is the blank. `symbols_file`: UTF-8, one symbol a line (a space is a symbol), for index 1, 2, ..."""
 
     output: str
     symbols_file: str
@@ -152,7 +168,8 @@ class Ctc(Base, frozen=True, tag="ctc"):
 
 
 class Value(Base, frozen=True, tag="value"):
-    """The output as it is, under another name; `index` picks one element (the probability of the positive class)."""
+    """The output as it is, under another name; `index` picks one element of the flattened row (the probability of the
+    positive class)."""
 
     output: str
     field: str
