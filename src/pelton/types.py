@@ -139,6 +139,9 @@ def check_name(name: str) -> str:
 # What a caller gives for one field of one row before it is a tensor: a number, text, bytes of a file, a nested list.
 Fields = Mapping[str, Sequence[Any]]
 
+# What becomes of a call: its outputs in the signature's order, each [rows, ...], or its error.
+Outcome = list[Array] | PeltonError
+
 NEW, QUEUED, RUNNING, SETTLED = range(4)
 
 
@@ -147,8 +150,8 @@ class Call(msgspec.Struct, eq=False):
 
     `inputs` holds one array per input of the signature, in its order, each of shape [rows, *spec.shape].
     `fields` is set instead where a package declares preprocessing; the engine turns it into `inputs`.
-    `done` is called exactly once, on the event loop, when `outcome` is set: the outputs in the signature's
-    order, each [rows, ...], or the error.
+    `done` is called exactly once, on the event loop, when `outcome` is set; it may be called before
+    `Engine.submit` returns, and it is not called for a caller that left.
     """
 
     inputs: list[Array]
@@ -157,6 +160,7 @@ class Call(msgspec.Struct, eq=False):
     received: float
     deadline: float
     fields: Fields | None = None
+    counts: tuple[int, ...] | None = None  # rows per instance, where preprocessing makes several (windows of a sound)
     own_deadline: bool = False  # the caller asked for this deadline, it is not the model's target
     priority: int = 0  # larger is more urgent
     tenant: str = ""
@@ -166,11 +170,11 @@ class Call(msgspec.Struct, eq=False):
     bucket: Any = None  # only calls of equal bucket share a batch
     state: int = NEW
     abandoned: bool = False  # the caller left while it was running
+    prepared: float = 0.0  # seconds spent on turning `fields` into `inputs`
     queued: float = 0.0
-    started: float = 0.0
-    finished: float = 0.0
     batch: Batch | None = None
-    outcome: list[Array] | PeltonError | None = None
+    parent: Call | None = None  # this is a piece of a call that is larger than a batch
+    outcome: Outcome | None = None
 
 
 class Batch(msgspec.Struct, eq=False):

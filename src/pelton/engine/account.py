@@ -1,0 +1,51 @@
+"""The one place where a settled call becomes a record."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pelton import errors
+from pelton.records import Record
+from pelton.types import Batch, Call, Outcome
+
+# Short fixed words: they are metric labels.
+KINDS: Final[tuple[tuple[type[errors.PeltonError], str], ...]] = (
+    (errors.Cancelled, "cancelled"),
+    (errors.Refused, "refused"),
+    (errors.DeadlineExceeded, "deadline"),
+    (errors.InvalidInput, "invalid"),
+    (errors.NotFound, "not_found"),
+    (errors.Unsupported, "unsupported"),
+    (errors.ModelFailed, "model_failed"),
+)
+
+
+def error_kind(error: errors.PeltonError) -> str:
+    """The metric word of an error."""
+    for kind, word in KINDS:
+        if isinstance(error, kind):
+            return word
+    return "internal"
+
+
+def record_of(model: str, version: str, call: Call, outcome: Outcome, now: float) -> Record:
+    """What is kept of a call. A call that ran has its batch; one that was refused has none."""
+    if isinstance(outcome, list):
+        kind, reason = "", ""
+    else:
+        kind = error_kind(outcome)
+        reason = outcome.reason if isinstance(outcome, errors.Refused) else ""
+    if call.abandoned:
+        kind = "cancelled"
+    batch: Batch | None = call.batch
+    if batch is None:
+        return Record(
+            model, version, call.protocol, call.tenant, call.rows, 0, reason, kind,
+            now, call.prepared, 0.0, 0.0, now - call.received, 0.0, call.request_id, call.trace,
+        )  # fmt: skip
+    rows, run = call.rows, batch.run_seconds
+    return Record(
+        model, version, call.protocol, call.tenant, rows, batch.rows, reason or batch.reason, kind,
+        now, call.prepared, batch.started - call.queued, run, now - call.received, run * rows / batch.rows,
+        call.request_id, call.trace,
+    )  # fmt: skip

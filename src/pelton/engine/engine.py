@@ -1,0 +1,224 @@
+"""The path of every inference: resolve the version -> prepare -> admit -> schedule -> run -> settle -> record.
+
+Live requests of every protocol, and later jobs, shadows and trials, are `Call`s that go through `Engine.submit`. All
+methods belong to the event loop; the model itself runs on the loop or in a slot, as the executor decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from pelton.engine.account import error_kind, record_of
+from pelton.engine.pieces import Pieces
+from pelton.engine.served import Directory, Served
+from pelton.errors import Cancelled, Draining, ModelFailed, PeltonError, Refused, TooLarge
+from pelton.records import Ledger, Record
+from pelton.replicas import Replica, bucket, target_seconds
+from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, Scheduler
+from pelton.transforms import Prepared
+from pelton.types import QUEUED, RUNNING, SETTLED, Batch, Call, Outcome
+
+log = logging.getLogger(__name__)
+
+MAX_ROWS = 65_536  # of one call
+
+
+class Engine:
+    """The one path. `ledger` receives exactly one record per call."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, executor: Executor, ledger: Ledger, clock: Callable[[], float]
+    ) -> None:
+        self.clock = clock
+        self.ledger = ledger
+        self.directory = Directory()
+        self.in_flight = 0
+        self.draining = False
+        self._loop = loop
+        self._executor = executor
+        self._prepare_pool = ThreadPoolExecutor(max(2, executor.slots), thread_name_prefix="pelton-prepare")
+        self._pieces: dict[int, Pieces] = {}  # by id of the whole call
+        self._idle: asyncio.Future[None] | None = None
+
+    def serve(self, replica: Replica, latency: LatencyModel) -> Served:
+        """From now on `replica` answers for its name; `latency` is its S(b) as measured while loading."""
+        target = target_seconds(replica.package, latency)
+        batcher = Batcher(BatchPolicy(target, replica.max_rows, replica.package.manifest.batching.objective), latency)
+        scheduler = Scheduler(
+            batcher, self._executor, replica.run, partial(self._settle_batch, replica), partial(self._settle, replica)
+        )
+        served = Served(replica, scheduler, target)
+        self.directory.put(served)
+        return served
+
+    def resolve(self, name: str, version: str = "") -> Served:
+        """The version that answers for `name`. Raises NotFound, NotReady, or Draining when the process stops."""
+        if self.draining:
+            raise Draining("this server is stopping; ask another one", retry_after=1.0)
+        return self.directory.find(name, version)
+
+    def submit(self, served: Served, call: Call, returned_after: float = 0.0) -> None:
+        """Takes a call on: `call.done` is called exactly once from here on, unless the caller leaves."""
+        self.in_flight += 1
+        if call.fields is not None:
+            self._prepare(served, call)
+        else:
+            self._schedule(served, call, returned_after)
+
+    def cancel(self, served: Served, call: Call) -> None:
+        """The caller left: a queued call gives up its place, a running one is not answered. Its neighbours are."""
+        call.abandoned = True
+        if call.state == QUEUED:
+            served.scheduler.cancel(call)
+            self._settle(served.replica, call, Cancelled("the caller left"))
+        pieces = self._pieces.get(id(call))
+        if pieces is not None:
+            self._settle(served.replica, call, Cancelled("the caller left"))
+
+    def reject(self, name: str, protocol: str, error: PeltonError, received: float) -> None:
+        """Records a request that never became a call. Names that nobody serves are not kept: labels stay bounded."""
+        served = self.directory.current().get(name)
+        reason = error.reason if isinstance(error, Refused) else ""
+        now = self.clock()
+        self.ledger.append(
+            Record(
+                name if served else "",
+                served.version if served else "",
+                protocol,
+                "",
+                0,
+                0,
+                reason,
+                error_kind(error),
+                now,
+                0.0,
+                0.0,
+                0.0,
+                now - received,
+                0.0,
+            )
+        )
+
+    async def idle(self) -> None:
+        """Returns when no call is in flight."""
+        while self.in_flight:
+            self._idle = self._loop.create_future()
+            await self._idle
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._prepare_pool.shutdown(wait=False, cancel_futures=True)
+        self._executor.close()
+
+    # ---- prepare
+
+    def _prepare(self, served: Served, call: Call) -> None:
+        prepare = served.replica.prepare
+        if not prepare.heavy:
+            self._prepared(served, call, _attempt(partial(prepare, call.fields or {})))
+            return
+        if served.scheduler.saturated(self.clock()):
+            self._schedule(served, call, 0.0)  # is refused there, before any work is done
+            return
+
+        def work() -> None:
+            result = _attempt(partial(prepare, call.fields or {}))
+            self._loop.call_soon_threadsafe(self._prepared, served, call, result)
+
+        self._prepare_pool.submit(work)
+
+    def _prepared(self, served: Served, call: Call, result: Prepared | PeltonError) -> None:
+        call.prepared = self.clock() - call.received
+        if call.abandoned:
+            result = Cancelled("the caller left")
+        if isinstance(result, PeltonError):
+            self._settle(served.replica, call, result)
+            return
+        call.inputs, call.counts, call.fields = result.inputs, result.counts, None
+        call.rows = len(result.inputs[0]) if served.replica.signature.batched else 1
+        self._schedule(served, call, 0.0)
+
+    # ---- schedule
+
+    def _schedule(self, served: Served, call: Call, returned_after: float) -> None:
+        scheduler = served.scheduler
+        try:
+            if call.inputs and served.replica.varies:
+                call.bucket = bucket(served.replica.signature, call.inputs)
+            if call.rows > scheduler.batcher.cap and call.rows > 1:
+                self._schedule_pieces(served, call)
+            else:
+                scheduler.submit(call, self.clock(), returned_after)
+        except (Refused, TooLarge) as error:
+            self._settle(served.replica, call, error)
+
+    def _schedule_pieces(self, served: Served, call: Call) -> None:
+        if call.rows > MAX_ROWS:
+            raise TooLarge(f"one call may have {MAX_ROWS} rows, this one has {call.rows}: send several calls")
+        scheduler, now = served.scheduler, self.clock()
+        cap = scheduler.batcher.cap
+        if not call.own_deadline:  # the target is meant for what fits one batch
+            call.deadline += served.target * (call.rows // cap)
+        scheduler.admit(call, now)
+        pieces = Pieces(call, cap, scheduler, partial(self._settle, served.replica))
+        self._pieces[id(call)] = pieces
+        call.queued = now
+        call.state = RUNNING
+        for piece in pieces.calls:
+            scheduler.enqueue(piece, now)
+
+    # ---- settle
+
+    def _settle_batch(self, replica: Replica, batch: Batch, outcomes: list[Outcome]) -> None:
+        calls = batch.calls
+        if len(outcomes) != len(calls):
+            failure = ModelFailed(f"model {replica.name!r}: {len(outcomes)} answers for {len(calls)} calls")
+            outcomes = [failure] * len(calls)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            call.batch = batch
+            self._settle(replica, call, outcome)
+
+    def _settle(self, replica: Replica, call: Call, outcome: Outcome) -> None:
+        """The only place where a call ends: once, with one record."""
+        if call.state == SETTLED:
+            return
+        call.state = SETTLED
+        call.outcome = outcome
+        if call.parent is None:
+            self._account(replica, call, outcome)
+            if call.abandoned:
+                return
+        try:
+            call.done(call)
+        except Exception:
+            log.exception("model %s: handing an answer on failed (request %s)", replica.name, call.request_id)
+
+    def _account(self, replica: Replica, call: Call, outcome: Outcome) -> None:
+        self.in_flight -= 1
+        batch = call.batch
+        now = batch.finished if batch is not None and batch.finished else self.clock()
+        ledger = self.ledger
+        ledger.append(record_of(replica.name, replica.version, call, outcome, now))
+        if ledger.full():
+            self._loop.call_soon(ledger.fold)
+        if self._pieces:
+            pieces = self._pieces.pop(id(call), None)
+            if pieces is not None:
+                pieces.drop()
+        if not self.in_flight and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+
+def _attempt(prepare: Callable[[], Prepared]) -> Prepared | PeltonError:
+    """Preprocessing may only fail with an error for the caller; anything else is a defect of the package."""
+    try:
+        return prepare()
+    except PeltonError as error:
+        return error
+    except Exception as error:
+        log.exception("preprocessing failed")
+        return ModelFailed(f"preprocessing failed: {type(error).__name__}")

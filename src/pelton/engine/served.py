@@ -1,0 +1,77 @@
+"""What can answer: the versions in memory, found by name, and why others cannot."""
+
+from __future__ import annotations
+
+from pelton.errors import NotFound, NotReady
+from pelton.replicas import Replica
+from pelton.scheduling import Scheduler
+
+
+class Served:
+    """A version that takes calls: its replica, its lane and its latency target in seconds."""
+
+    def __init__(self, replica: Replica, scheduler: Scheduler, target: float) -> None:
+        self.replica = replica
+        self.scheduler = scheduler
+        self.target = target
+        self.name = replica.name
+        self.version = replica.version
+
+
+class Directory:
+    """Names and versions -> Served."""
+
+    def __init__(self) -> None:
+        self._current: dict[str, Served] = {}  # the version that answers when a caller names none
+        self._versions: dict[tuple[str, str], Served] = {}
+        self._states: dict[str, str] = {}  # of names that cannot answer: why
+
+    def put(self, served: Served) -> None:
+        """From now on `served` answers for its name."""
+        self._current[served.name] = served
+        self._versions[served.name, served.version] = served
+        self._states.pop(served.name, None)
+
+    def remove(self, name: str, state: str) -> list[Served]:
+        """No version of `name` answers any more; returns what did. `state` is told to callers."""
+        gone = [self._versions.pop(key) for key in list(self._versions) if key[0] == name]
+        self._current.pop(name, None)
+        self._states[name] = state
+        return gone
+
+    def forget(self, served: Served) -> None:
+        """An earlier version of a name that goes on serving with another one."""
+        self._versions.pop((served.name, served.version), None)
+
+    def announce(self, name: str, state: str) -> None:
+        """`name` is known and cannot answer: it is loading, or it failed, and why."""
+        self._states[name] = state
+
+    def current(self) -> dict[str, Served]:
+        """The answering version of each name."""
+        return dict(self._current)
+
+    def versions(self, name: str) -> list[Served]:
+        """All versions of a name in memory."""
+        return [served for (owner, _), served in self._versions.items() if owner == name]
+
+    def states(self) -> dict[str, str]:
+        """Names without an answering version, and why."""
+        return dict(self._states)
+
+    def find(self, name: str, version: str) -> Served:
+        """Raises NotFound or NotReady, saying what is there. A version may be shortened to a unique prefix."""
+        served = self._versions.get((name, version)) if version else self._current.get(name)
+        if served is not None:
+            return served
+        state = self._states.get(name)
+        if state is not None:
+            raise NotReady(f"model {name!r} cannot answer: {state}", retry_after=1.0)
+        versions = {served.version: served for served in self.versions(name)}
+        if not versions:
+            known = ", ".join(sorted(self._current)) or "none"
+            raise NotFound(f"unknown model {name!r}; served here: {known}")
+        matching = [full for full in versions if full.startswith(version)]
+        if len(matching) == 1:
+            return versions[matching[0]]
+        raise NotFound(f"model {name!r} has no version {version!r} here; it has {', '.join(sorted(versions))}")

@@ -1,0 +1,64 @@
+"""Where records go: appended on the hot path, folded into windows in lots."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pelton.records.record import Record
+from pelton.records.window import Window, WindowKey
+
+FOLD_AT: Final = 1024
+MINUTES_KEPT: Final = 60
+
+Sink = Callable[[Sequence[Record]], None]
+
+
+class Ledger:
+    """The windows of one process: totals since it started, and the last sixty minutes one by one.
+
+    `sinks` receive every lot of records after it was folded (traces, logs, a store).
+    """
+
+    def __init__(self, clock: Callable[[], float], sinks: Sequence[Sink] = ()) -> None:
+        self._clock = clock
+        self._pending: list[Record] = []
+        self._sinks = list(sinks)
+        self.totals: dict[WindowKey, Window] = {}
+        self.minutes: deque[tuple[int, dict[WindowKey, Window]]] = deque(maxlen=MINUTES_KEPT)
+        self.append = self._pending.append  # the hot path: `if ledger.append(record): ...` costs one C call
+
+    def full(self) -> bool:
+        """Whether the lot should be folded now."""
+        return len(self._pending) >= FOLD_AT
+
+    def fold(self) -> None:
+        """Moves what was appended into the windows."""
+        if not self._pending:
+            return
+        records = self._pending.copy()
+        self._pending.clear()
+        groups: dict[tuple[str, str, str, str], list[Record]] = {}
+        for record in records:
+            key = (record.model, record.version, record.protocol, record.tenant)
+            group = groups.get(key)
+            if group is None:
+                groups[key] = [record]
+            else:
+                group.append(record)
+        minute = self._minute()
+        for key, group in groups.items():
+            delta = Window()
+            delta.add(group)
+            name = WindowKey(*key)
+            self.totals.setdefault(name, Window()).merge(delta)
+            minute.setdefault(name, Window()).merge(delta)
+        for sink in self._sinks:
+            sink(records)
+
+    def _minute(self) -> dict[WindowKey, Window]:
+        now = int(self._clock() // 60)
+        if not self.minutes or self.minutes[-1][0] != now:
+            self.minutes.append((now, {}))
+        return self.minutes[-1][1]

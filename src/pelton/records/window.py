@@ -1,0 +1,97 @@
+"""A window: the sum of the records of one model, version, protocol and tenant over some time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from pelton.records.histogram import Histogram
+from pelton.records.record import Record
+
+STAGES: Final = ("prepare", "queue", "run", "total")
+
+
+class WindowKey(NamedTuple):
+    """Whose calls a window sums."""
+
+    model: str
+    version: str
+    protocol: str
+    tenant: str
+
+
+class BatchCount:
+    """Batches of one size: how many (calls add their share of a batch, so this is a float) and their run seconds."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self.seconds = 0.0
+
+
+class Window:
+    """Counts, sums and histograms. Windows of any two processes or times add up."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.rows = 0
+        self.device_seconds = 0.0
+        self.errors: dict[str, int] = {}
+        self.refusals: dict[str, int] = {}
+        self.dispatched: dict[str, float] = {}  # why batches left the queue
+        self.batches: dict[int, BatchCount] = {}
+        self.stages = {stage: Histogram() for stage in STAGES}
+        self.last_answer = 0.0
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Folds records in."""
+        good = [record for record in records if not record.error]
+        for record in records:
+            if record.error:
+                self._add_error(record)
+        if not good:
+            return
+        self.answered += len(good)
+        self.last_answer = good[-1].at
+        for record in good:
+            rows = record.rows
+            share = rows / record.batch_rows
+            self.rows += rows
+            self.device_seconds += record.device
+            self.dispatched[record.reason] = self.dispatched.get(record.reason, 0.0) + share
+            batch = self.batches.get(record.batch_rows)
+            if batch is None:
+                batch = self.batches[record.batch_rows] = BatchCount()
+            batch.count += share
+            batch.seconds += record.device
+        self.stages["queue"].add([record.queue for record in good])
+        self.stages["run"].add([record.run for record in good])
+        self.stages["total"].add([record.total for record in good])
+        prepared = [record.prepare for record in good if record.prepare]
+        if prepared:
+            self.stages["prepare"].add(prepared)
+
+    def merge(self, other: Window) -> None:
+        """Adds another window to this one."""
+        self.answered += other.answered
+        self.rows += other.rows
+        self.device_seconds += other.device_seconds
+        self.last_answer = max(self.last_answer, other.last_answer)
+        for kind, count in other.errors.items():
+            self.errors[kind] = self.errors.get(kind, 0) + count
+        for reason, count in other.refusals.items():
+            self.refusals[reason] = self.refusals.get(reason, 0) + count
+        for reason, share in other.dispatched.items():
+            self.dispatched[reason] = self.dispatched.get(reason, 0.0) + share
+        for size, batch in other.batches.items():
+            mine = self.batches.setdefault(size, BatchCount())
+            mine.count += batch.count
+            mine.seconds += batch.seconds
+        for stage, histogram in other.stages.items():
+            self.stages[stage].merge(histogram)
+
+    def _add_error(self, record: Record) -> None:
+        self.errors[record.error] = self.errors.get(record.error, 0) + 1
+        if record.error == "refused":
+            self.refusals[record.reason] = self.refusals.get(record.reason, 0) + 1

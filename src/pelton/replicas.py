@@ -1,0 +1,186 @@
+"""A replica: a loaded package, the runtime's model in memory, and the lane that feeds it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pelton.errors import InvalidInput, ModelFailed, PeltonError
+from pelton.packages import Package, golden
+from pelton.runtimes.contract import LoadedModel, RuntimeOptions
+from pelton.runtimes.contract import load as load_runtime
+from pelton.scheduling import LatencyModel
+from pelton.transforms import Finish, Prepare, compile_finish, compile_prepare
+from pelton.types import Array, Batch, Call, Outcome, Signature, TensorSpec
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TARGET = 0.2  # seconds, where the package states none
+PROFILE_SECONDS = 0.1  # spent on measuring S(b) while a model loads
+PROFILE_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+class Replica:
+    """One loaded version. `run` is what its lane calls, on the loop or in a thread."""
+
+    def __init__(self, package: Package, model: LoadedModel, clock: Callable[[], float]) -> None:
+        self.package = package
+        self.name = package.name
+        self.version = package.version
+        self.signature: Signature = package.manifest.signature
+        self.prepare: Prepare = compile_prepare(package)
+        self.finish: Finish = compile_finish(package)
+        self.max_rows = package.manifest.batching.max_rows if self.signature.batched else 1
+        self.loaded_at = 0.0
+        self._model = model
+        self._clock = clock
+        self.varies = any(not spec.fixed and spec.pad is None for spec in self.signature.inputs)
+        self._padded = any(spec.pad is not None for spec in self.signature.inputs)
+
+    def run(self, batch: Batch) -> list[Outcome]:
+        """One outcome per call. A call whose rows make the model raise fails alone."""
+        begin = self._clock()
+        try:
+            outcomes = self._run(batch.calls)
+        except MemoryError:
+            outcomes = [ModelFailed(f"model {self.name!r}: out of memory") for _ in batch.calls]
+        batch.run_seconds = self._clock() - begin
+        return outcomes
+
+    def close(self) -> None:
+        self._model.close()
+
+    def profile(self) -> LatencyModel:
+        """Measures S(b) on zeros, growing the batch until the time for it is used up; the rest is learned from load.
+
+        Raises ModelFailed when the model cannot answer one row, and then nothing should serve it.
+        """
+        points: list[tuple[int, float]] = []
+        end = self._clock() + PROFILE_SECONDS
+        for rows in PROFILE_SIZES:
+            if rows > self.max_rows or (points and self._clock() + 2 * points[-1][1] > end):
+                break
+            inputs = [_zeros(spec, rows, self.signature.batched) for spec in self.signature.inputs]
+            self._checked(inputs, rows)
+            seconds = []
+            for _ in range(3):
+                begin = self._clock()
+                self._checked(inputs, rows)
+                seconds.append(self._clock() - begin)
+                if self._clock() > end:
+                    break
+            points.append((rows, min(seconds)))
+        return LatencyModel(points)
+
+    def check_golden(self) -> int:
+        """Asks the recorded requests; returns how many. Raises Disagrees when an answer is another one."""
+        return golden.check(self.package, self._model.run)
+
+    def _run(self, calls: Sequence[Call]) -> list[Outcome]:
+        """Runs calls together; when the model raises, halves them until the guilty stand alone."""
+        try:
+            return self._run_together(calls)
+        except PeltonError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - the boundary of one batch: user models raise anything
+            log.warning("model %s raised: %s: %s", self.name, type(error).__name__, error)
+            failure = ModelFailed(f"model {self.name!r} failed: {type(error).__name__}: {str(error)[:500]}")
+        if len(calls) == 1:
+            return [failure]
+        middle = len(calls) // 2
+        return self._run(calls[:middle]) + self._run(calls[middle:])
+
+    def _run_together(self, calls: Sequence[Call]) -> list[Outcome]:
+        if len(calls) == 1:
+            return [self._checked(calls[0].inputs, calls[0].rows)]
+        rows = sum([call.rows for call in calls])
+        outputs = self._checked(self._joined(calls), rows)
+        if rows == len(calls):
+            return [[output[i : i + 1] for output in outputs] for i in range(rows)]
+        outcomes: list[Outcome] = []
+        start = 0
+        for call in calls:
+            stop = start + call.rows
+            outcomes.append([output[start:stop] for output in outputs])
+            start = stop
+        return outcomes
+
+    def _joined(self, calls: Sequence[Call]) -> list[Array]:
+        count = len(self.signature.inputs)
+        if not self._padded:
+            return [np.concatenate([call.inputs[i] for call in calls]) for i in range(count)]
+        return [join_padded([call.inputs[i] for call in calls], spec) for i, spec in enumerate(self.signature.inputs)]
+
+    def _checked(self, inputs: Sequence[Array], rows: int) -> list[Array]:
+        """The model's answer, with one row per row asked."""
+        outputs = self._model.run(inputs)
+        if self.signature.batched:
+            for spec, output in zip(self.signature.outputs, outputs, strict=True):
+                if output.shape[:1] != (rows,):
+                    raise ModelFailed(
+                        f"model {self.name!r}: output {spec.name!r} has the shape {output.shape} for {rows} rows"
+                    )
+        return outputs
+
+
+def load(package: Package, options: RuntimeOptions, clock: Callable[[], float]) -> Replica:
+    """Loads a package into memory; slow, meant for a thread. Raises PackageInvalid, Untrusted, ExtraMissing."""
+    return Replica(package, load_runtime(package, options), clock)
+
+
+def target_seconds(package: Package, latency: LatencyModel) -> float:
+    """The latency target: what the package states, or 200 ms, or 4 times one row where the model is slower than that.
+
+    A stated target that one row alone cannot meet is widened to 1.5 times that row: refusing everything helps nobody.
+    """
+    alone = latency.predict(1)
+    stated = package.manifest.slo.p99_ms
+    if stated is None:
+        return max(DEFAULT_TARGET, 4.0 * alone)
+    target = stated / 1e3
+    if target < 1.5 * alone:
+        log.warning(
+            "model %s: one row alone takes %.1f ms, so the stated target of %.1f ms cannot hold",
+            package.name,
+            alone * 1e3,
+            stated,
+        )
+        return 1.5 * alone
+    return target
+
+
+def bucket(signature: Signature, inputs: Sequence[Array]) -> object:
+    """What must be equal for two calls to share a batch: shapes of the rows, where they may vary and are not padded."""
+    key = [
+        array.shape[1:]
+        for spec, array in zip(signature.inputs, inputs, strict=True)
+        if not spec.fixed and spec.pad is None
+    ]
+    return tuple(key) if key else None
+
+
+def join_padded(arrays: Sequence[Array], spec: TensorSpec) -> Array:
+    """Rows of different shapes, filled up to the longest in every dimension with the input's pad value."""
+    shapes = {array.shape[1:] for array in arrays}
+    if len(shapes) == 1 or spec.pad is None:
+        return np.concatenate(arrays)
+    if len({len(shape) for shape in shapes}) != 1:
+        raise InvalidInput(f"input {spec.name!r}: rows with different numbers of dimensions")
+    longest = tuple(max(dims) for dims in zip(*shapes, strict=True))
+    joined = np.full((sum(len(array) for array in arrays), *longest), spec.pad, arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        place = (slice(start, start + len(array)), *(slice(dim) for dim in array.shape[1:]))
+        joined[place] = array
+        start += len(array)
+    return joined
+
+
+def _zeros(spec: TensorSpec, rows: int, batched: bool) -> Array:
+    shape = tuple(16 if dim == -1 else dim for dim in spec.shape)
+    full = (rows, *shape) if batched else shape
+    if spec.datatype == "BYTES":
+        return np.full(full, b"", object)
+    return np.zeros(full, spec.type.dtype)

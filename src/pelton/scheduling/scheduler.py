@@ -1,0 +1,105 @@
+"""One model's lane: admits calls, forms batches, has them run, hands every outcome on. The effects are the executor's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from pelton.errors import DeadlineExceeded, Overloaded, PeltonError
+from pelton.scheduling.admission import predicted_finish, retry_after
+from pelton.scheduling.batcher import Batcher
+from pelton.scheduling.executor import Executor, runs_inline
+from pelton.types import Batch, Call, Outcome
+
+RunBatch = Callable[[Batch], list[Outcome]]  # blocking; one outcome per call, in order; never raises
+SettleBatch = Callable[[Batch, list[Outcome]], None]
+SettleOne = Callable[[Call, PeltonError], None]
+
+
+class Scheduler:
+    """The lane of one replica. All methods belong to the event loop; only `run` may be called in a thread."""
+
+    def __init__(
+        self, batcher: Batcher, executor: Executor, run: RunBatch, settle: SettleBatch, settle_one: SettleOne
+    ) -> None:
+        self.batcher = batcher
+        self.run = run
+        self._settle = settle
+        self._settle_one = settle_one
+        self.ready = False
+        self.running = 0
+        self._executor = executor
+        self._drained: asyncio.Future[None] | None = None
+
+    def submit(self, call: Call, now: float, returned_after: float = 0.0) -> None:
+        """Queues a call, or raises Overloaded when its answer would be late."""
+        batcher = self.batcher
+        if batcher.rows or self.running:
+            self.admit(call, now)
+        self.enqueue(call, now, returned_after)
+
+    def enqueue(self, call: Call, now: float, returned_after: float = 0.0) -> None:
+        """Queues a call that was admitted before, as a piece of a larger one."""
+        call.queued = now
+        self.batcher.push(call, returned_after)
+        if not self.ready:
+            self._executor.wake(self)
+
+    def cancel(self, call: Call) -> None:
+        """Takes a queued call out."""
+        self.batcher.remove(call)
+
+    def saturated(self, now: float) -> bool:
+        """Whether a call of one row would be refused: asked before its body is decoded."""
+        batcher = self.batcher
+        if not batcher.rows:
+            return False
+        return self._finish(1, now) > now + batcher.policy.target
+
+    def finish(self, batch: Batch, outcomes: list[Outcome], now: float) -> None:
+        """A batch came back: learn from it, then settle its calls."""
+        batch.finished = now
+        self.batcher.finished(batch, now - batch.started, now)
+        self._settle(batch, outcomes)
+        if self._drained is not None and not self.running and not self.batcher.rows:
+            self._drained.set_result(None)
+            self._drained = None
+
+    async def drained(self) -> None:
+        """Returns when nothing waits or runs here. Called once, when no new calls come."""
+        if self.running or self.batcher.rows:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def drop(self, call: Call, now: float) -> None:
+        """The call waited until its answer could not be in time any more."""
+        waited = (now - call.received) * 1e3
+        if call.own_deadline:
+            self._settle_one(
+                call, DeadlineExceeded(f"the call's own deadline passed after {waited:.0f} ms in the queue")
+            )
+            return
+        self._settle_one(
+            call,
+            Overloaded(
+                f"the call waited {waited:.0f} ms and would have been late; try again",
+                retry_after=self.batcher.full_seconds,
+                reason="late",
+            ),
+        )
+
+    def admit(self, call: Call, now: float) -> None:
+        """Raises Overloaded when the answer would be late."""
+        finish = self._finish(call.rows, now)
+        if finish > call.deadline:
+            wait = retry_after(now, finish, call.deadline)
+            raise Overloaded(
+                f"the queue of this model is full: an answer would take {(finish - now) * 1e3:.0f} ms, "
+                f"its target is {(call.deadline - call.received) * 1e3:.0f} ms; try again in {wait * 1e3:.0f} ms",
+                retry_after=wait,
+            )
+
+    def _finish(self, rows: int, now: float) -> float:
+        batcher, executor = self.batcher, self._executor
+        free_at = now if runs_inline(batcher) else executor.free_at(now)
+        return predicted_finish(now, free_at, batcher.rows, rows, batcher.cap, batcher.full_seconds, executor.slots)

@@ -1,0 +1,1 @@
+"""Protocols: each translates between its bytes and the engine's calls, and knows nothing below the engine."""

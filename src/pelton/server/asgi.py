@@ -1,0 +1,134 @@
+"""The other way in: everything that is not an inference is an ASGI application behind the same connection.
+
+Specification: https://asgi.readthedocs.io (HTTP & WebSocket message format 2.3; HTTP only).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+from urllib.parse import unquote
+
+from pelton.server.http import Connection, Request, date
+from pelton.server.status import PHRASES, error_body
+
+log = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+NO_BODY: Final = frozenset((204, 304))
+
+
+class AsgiExchange:
+    """One request that an ASGI application answers."""
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection = connection
+        self._request = request
+        self._left = asyncio.Event()
+        self._body_given = False
+        self._started: Message | None = None
+        self._head_sent = False
+        self._chunked = False
+        self._complete = False
+
+    def left(self) -> None:
+        self._left.set()
+
+    async def run(self, app: App) -> None:
+        """Answers; a fault of the application becomes a 500, or cuts an answer that already began."""
+        try:
+            await app(self._scope(), self._receive, self._send)
+        except Exception:
+            log.exception("answering %s failed", self._request.target[:200])
+        if not self._complete and not self._left.is_set():
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._head_sent:
+            self._connection.abort()
+            return
+        body = error_body("internal error; the log of the server has the details")
+        self._connection.reply(self._head(500, [(b"content-type", b"application/json")], len(body)), body)
+
+    def _scope(self) -> Message:
+        request = self._request
+        path, _, query = request.target.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": request.version,
+            "method": request.method.decode("latin-1"),
+            "scheme": "http",
+            "path": unquote(path.decode("latin-1")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": request.headers,
+            "client": None,
+            "server": None,
+        }
+
+    async def _receive(self) -> Message:
+        if not self._body_given:
+            self._body_given = True
+            return {"type": "http.request", "body": self._request.body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if self._left.is_set() or self._complete:
+            return
+        if message["type"] == "http.response.start":
+            self._started = message
+            return
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            await self._send_part(body)
+        else:
+            self._send_last(body)
+
+    async def _send_part(self, body: bytes) -> None:
+        if not self._head_sent:
+            self._begin(None)
+        if body:
+            self._connection.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+        await self._connection.drained()
+
+    def _send_last(self, body: bytes) -> None:
+        self._complete = True
+        if not self._head_sent:
+            self._begin(len(body))
+            if self._request.method == b"HEAD":
+                body = b""
+            self._connection.write(body)
+        elif self._chunked:
+            self._connection.write((b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n")
+        else:
+            self._connection.write(body)
+            self._request.keep_alive = False
+        self._connection.done()
+
+    def _begin(self, length: int | None) -> None:
+        started = self._started or {"status": 500, "headers": []}
+        self._chunked = length is None and self._request.version == "1.1"
+        self._connection.write(self._head(started["status"], started.get("headers", []), length))
+        self._head_sent = True
+
+    def _head(self, status: int, headers: Any, length: int | None) -> bytes:
+        lines = [b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, PHRASES.get(status, "Status").encode(), date())]
+        has_length = False
+        for name, value in headers:
+            has_length = has_length or name.lower() == b"content-length"
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if self._chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif length is not None and not has_length and status not in NO_BODY:
+            lines.append(b"content-length: %d\r\n" % length)
+        if not self._request.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)

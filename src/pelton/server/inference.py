@@ -1,0 +1,215 @@
+"""The hot way in: a parsed request becomes a call, the call's outcome becomes the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from typing import Any, Final
+
+from pelton.engine import Engine, Served
+from pelton.errors import Cancelled, InvalidInput, ModelFailed, PeltonError
+from pelton.server.asgi import App, AsgiExchange
+from pelton.server.codec import Answer, Codec, decompress
+from pelton.server.http import JSON_TYPE, Connection, Request, date, head
+from pelton.server.limits import Limits
+from pelton.server.routes import Route, Routes
+from pelton.server.status import error_body, error_headers, status_of
+from pelton.types import Call
+
+log = logging.getLogger(__name__)
+
+OK_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\ndate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%bpelton-version: %b\r\n"
+    b"pelton-batch-rows: %d\r\nserver-timing: queue;dur=%.3f, run;dur=%.3f%b\r\nx-request-id: %b\r\n%b\r\n"
+)
+CLOSE: Final = b"connection: close\r\n"
+MAX_ID: Final = 128
+COMPRESS_FROM: Final = 8 * 1024
+
+
+class Inference:
+    """One inference on one connection."""
+
+    __slots__ = ("_codec", "_connection", "_context", "_engine", "_request", "_served", "call")
+
+    def __init__(self, engine: Engine, connection: Connection, request: Request, served: Served, codec: Codec) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._request = request
+        self._served = served
+        self._codec = codec
+        self._context: Any = None
+        self.call: Call | None = None
+
+    def begin(self, limits: Limits) -> None:
+        """Decodes and submits. Raises PeltonError for a body that cannot be a call."""
+        request, served = self._request, self._served
+        special = request.special
+        body = request.body
+        if special:
+            encoding = request.header(b"content-encoding")
+            if encoding is not None:
+                body = decompress(body, encoding, limits.body)
+        asked = self._codec.decode(request, body)
+        self._context = asked.context
+        timeout = _timeout(request) if special else 0.0
+        timeout = timeout or asked.timeout
+        call = self.call = Call(
+            inputs=asked.inputs,
+            rows=asked.rows,
+            done=self._done,
+            received=request.received,
+            deadline=request.received + (timeout or served.target),
+            fields=asked.fields,
+            own_deadline=timeout > 0.0,
+            priority=asked.priority,
+            protocol=self._codec.protocol,
+            request_id=request_id(request),
+            trace=_trace(request) if special else "",
+        )
+        connection = self._connection
+        connection.exchange = self
+        last = connection.last_reply
+        self._engine.submit(served, call, request.received - last if last else 0.0)
+
+    def left(self) -> None:
+        if self.call is not None:
+            self._engine.cancel(self._served, self.call)
+
+    def _done(self, call: Call) -> None:
+        outcome = call.outcome
+        if isinstance(outcome, list):
+            try:
+                answer = self._codec.encode(call, outcome, self._context)
+            except PeltonError as error:
+                outcome = error
+            except Exception as error:
+                log.exception("model %s: the answer cannot be encoded", self._served.name)
+                outcome = ModelFailed(f"the answer of model {self._served.name!r} cannot be encoded: {error}")
+            else:
+                self._reply(call, answer)
+                return
+        reply_error(self._connection, self._request, outcome or Cancelled("no outcome"), call.request_id)
+
+    def _reply(self, call: Call, answer: Answer) -> None:
+        batch = call.batch
+        assert batch is not None
+        request = self._request
+        headers, body = answer.headers, answer.body
+        if request.special and len(body) >= COMPRESS_FROM:
+            headers, body = _compressed(request, answer)
+        self._connection.reply(
+            OK_HEAD
+            % (
+                date(),
+                answer.content_type,
+                len(body),
+                headers,
+                self._served.version.encode(),
+                batch.rows,
+                (batch.started - call.queued) * 1e3,
+                batch.run_seconds * 1e3,
+                b", prepare;dur=%.3f" % (call.prepared * 1e3) if call.prepared else b"",
+                call.request_id.encode(),
+                b"" if request.keep_alive else CLOSE,
+            ),
+            body,
+        )
+
+
+class Dispatcher:
+    """Where every request goes: inference routes to the engine, all others to the ASGI application."""
+
+    def __init__(self, engine: Engine, routes: Routes, app: App, limits: Limits) -> None:
+        self._engine = engine
+        self._routes = routes
+        self._app = app
+        self._limits = limits
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, connection: Connection, request: Request) -> None:
+        if request.method == b"POST":
+            route = self._routes.find(request.target)
+            if route is not None:
+                self._infer(connection, request, route)
+                return
+        exchange = AsgiExchange(connection, request)
+        connection.exchange = exchange
+        task = asyncio.get_running_loop().create_task(exchange.run(self._app))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _infer(self, connection: Connection, request: Request, route: Route) -> None:
+        try:
+            served = self._engine.resolve(route.name, route.version)
+            Inference(self._engine, connection, request, served, route.codec(served)).begin(self._limits)
+        except PeltonError as error:
+            self._engine.reject(route.name, route.protocol, error, request.received)
+            reply_error(connection, request, error, request_id(request))
+        except Exception:
+            log.exception("decoding a request for %s failed", route.name)
+            reply_error(connection, request, ModelFailed("internal error; the log of the server has the details"), "")
+
+
+def reply_error(connection: Connection, request: Request, error: PeltonError, request_id: str) -> None:
+    """Answers with an error. Never compressed: clients do not decompress errors."""
+    body = error_body(str(error))
+    extra = error_headers(error)
+    if request_id:
+        extra += b"x-request-id: %b\r\n" % request_id.encode()
+    if not request.keep_alive:
+        extra += CLOSE
+    connection.reply(head(status_of(error), JSON_TYPE, len(body), extra), body)
+
+
+_prefix: Final = f"{os.getpid():x}{int.from_bytes(os.urandom(4)):08x}-"
+_counter: Final = itertools.count()
+
+
+def request_id(request: Request) -> str:
+    """The client's own id where it sent a usable one, else a new one, unique in the fleet."""
+    if request.special:
+        given = request.header(b"x-request-id")
+        if given and len(given) <= MAX_ID and given.isascii() and given.decode().isprintable():
+            return given.decode()
+    return f"{_prefix}{next(_counter):x}"
+
+
+def _timeout(request: Request) -> float:
+    """The caller's own deadline in seconds, 0 for none."""
+    given = request.header(b"pelton-timeout-ms")
+    if given is None:
+        return 0.0
+    try:
+        value = float(given)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86_400_000:
+        raise InvalidInput("the header pelton-timeout-ms must be a number of milliseconds above 0")
+    return value / 1e3
+
+
+def _trace(request: Request) -> str:
+    """The W3C trace context's `traceparent` (version 00), or nothing where it is malformed."""
+    given = request.header(b"traceparent")
+    if given is None or len(given) != 55 or given.count(b"-") != 3:
+        return ""
+    return given.decode("latin-1")
+
+
+def _compressed(request: Request, answer: Answer) -> tuple[bytes, bytes]:
+    """gzip or deflate, where the client asks for it by name and the body is worth it."""
+    accepted = request.header(b"accept-encoding")
+    if accepted is None:
+        return answer.headers, answer.body
+    import zlib
+
+    names = [part.split(b";")[0].strip().lower() for part in accepted.split(b",")]
+    for name, bits in ((b"gzip", 31), (b"deflate", 15)):
+        if name in names:
+            deflater = zlib.compressobj(1, zlib.DEFLATED, bits)
+            body = deflater.compress(answer.body) + deflater.flush()
+            return answer.headers + b"content-encoding: %b\r\nvary: accept-encoding\r\n" % name, body
+    return answer.headers, answer.body

@@ -1,0 +1,352 @@
+"""Open Inference Protocol v2 over REST: `POST /v2/models/{model}[/versions/{version}]/infer`, with binary tensors.
+
+Specification: github.com/kserve/open-inference-protocol (inference_rest.md) and Triton's binary tensor data extension.
+Content-Type is ignored, as clients do not agree on one; unknown keys are tolerated, as some clients send them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from pelton.engine import Served
+from pelton.errors import InvalidInput, Unsupported
+from pelton.server.codec import BAD_JSON, Answer, Asked, bad_json, check_json_size, encode
+from pelton.server.http import Request
+from pelton.server.limits import Limits
+from pelton.server.native import ELEMENT
+from pelton.server.tensors import (
+    array_of,
+    check_shape,
+    count_of,
+    from_binary,
+    from_json,
+    known_datatype,
+    to_binary,
+    to_list,
+)
+from pelton.types import Array, Call, TensorSpec
+
+LENGTH_HEADER: Final = b"inference-header-content-length"
+BINARY_TYPE: Final = b"application/octet-stream"
+MAX_TENSORS: Final = 1024
+
+Parameters = dict[str, Any]
+
+
+class JsonInput(msgspec.Struct):
+    """An input as it stands in the JSON; `data` is absent where binary data follows."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw | None = None
+    parameters: Parameters | None = None
+
+
+class JsonOutput(msgspec.Struct):
+    """A requested output."""
+
+    name: str
+    parameters: Parameters | None = None
+
+
+class JsonRequest(msgspec.Struct):
+    """The JSON of a request."""
+
+    inputs: list[JsonInput]
+    id: str = ""
+    outputs: list[JsonOutput] | None = None
+    parameters: Parameters | None = None
+
+
+class Wanted(msgspec.Struct):
+    """What the answer must look like: the request's id, and (output index, binary?) in the order asked for."""
+
+    id: str = ""
+    outputs: tuple[tuple[int, bool], ...] = ()
+
+
+_request: Final = msgspec.json.Decoder(JsonRequest)
+PLAIN: Final = Wanted()
+
+
+class OipCodec:
+    """Compiled for one version."""
+
+    protocol = "oip_v2"
+
+    def __init__(self, served: Served, limits: Limits) -> None:
+        replica = served.replica
+        self._limits = limits
+        self._signature = replica.signature
+        self._inputs = {spec.name: spec for spec in replica.signature.inputs}
+        self._outputs = {spec.name: i for i, spec in enumerate(replica.signature.outputs)}
+        self._fields = {field.name: field for field in replica.prepare.fields}
+        self._preprocessed = bool(replica.package.manifest.preprocess)
+        self._typed = self._typed_decoder()
+        self._head = b'{"model_name":%b,"model_version":%b' % (encode(served.name), encode(served.version))
+        self._output_heads = tuple(
+            b'{"name":%b,"datatype":"%b","shape":' % (encode(spec.name), spec.datatype.encode())
+            for spec in replica.signature.outputs
+        )
+        self._everything = tuple((i, False) for i in range(len(self._output_heads)))
+
+    def _typed_decoder(self) -> msgspec.json.Decoder[Any] | None:
+        """Checks flat data while it is parsed, where all inputs take the same kind of numbers."""
+        kinds = {spec.type.kind for spec in self._inputs.values()}
+        if self._preprocessed or len(kinds) != 1 or not all(spec.type.code for spec in self._inputs.values()):
+            return None
+        element: Any = ELEMENT[kinds.pop()]
+        fields = [("name", str), ("shape", list[int]), ("datatype", str), ("data", list[element])]
+        optional = ("parameters", Parameters | None, None)
+        typed = msgspec.defstruct("Input", [*fields, optional])
+        return msgspec.json.Decoder(msgspec.defstruct("Request", [("inputs", list[typed])], bases=(_Rest,)))  # type: ignore[valid-type]
+
+    # ---- requests
+
+    def decode(self, request: Request, body: bytes) -> Asked:
+        length = request.header(LENGTH_HEADER) if request.special else None
+        if length is not None:
+            return self._with_binary(body, length)
+        check_json_size(body, self._limits)
+        if self._typed is not None:
+            try:
+                decoded = self._typed.decode(body)
+                return self._typed_tensors(decoded)
+            except msgspec.ValidationError:
+                pass  # nested data, or wrong: the general way tells
+            except BAD_JSON as error:
+                raise bad_json(error) from None
+        return self._general(_decode(body), memoryview(b""))
+
+    def _typed_tensors(self, decoded: Any) -> Asked:
+        given: dict[str, Array] = {}
+        rows = 0
+        for tensor in decoded.inputs:
+            spec = self._spec_of(tensor.name, tensor.datatype)
+            shape = tensor.shape
+            rows = _same_rows(rows, check_shape(shape, spec, self._signature.batched), spec)
+            data = tensor.data
+            if len(data) != count_of(shape):
+                raise InvalidInput(
+                    f"input {spec.name!r}: shape {shape} needs {count_of(shape)} values, data has {len(data)}"
+                )
+            given[spec.name] = array_of(data, tuple(shape), spec)
+        return self._asked(given, rows, decoded)
+
+    def _with_binary(self, body: bytes, length: bytes) -> Asked:
+        if not length.isdigit() or len(length) > 12:
+            raise InvalidInput("the header Inference-Header-Content-Length must be a whole number of bytes")
+        size = int(length)
+        if size == 0:
+            return self._raw(memoryview(body))
+        if size > len(body):
+            raise InvalidInput(
+                f"Inference-Header-Content-Length is {size}, but the whole body has only {len(body)} bytes"
+            )
+        view = memoryview(body)
+        check_json_size(view[:size], self._limits)
+        return self._general(_decode(view[:size]), view[size:])
+
+    def _raw(self, data: memoryview) -> Asked:
+        """The whole body is one tensor: models with one input and at most one variable dimension."""
+        specs = self._signature.inputs
+        if len(specs) != 1 or specs[0].shape.count(-1) > 1:
+            raise InvalidInput("Inference-Header-Content-Length 0 needs a model with one input of known shape")
+        spec = specs[0]
+        shape = (1, *spec.shape) if self._signature.batched else spec.shape
+        if spec.datatype == "BYTES":
+            data = memoryview(len(data).to_bytes(4, "little") + data)
+        elif -1 in shape:
+            known = -count_of(shape) * spec.type.size
+            shape = tuple(len(data) // known if dim == -1 else dim for dim in shape) if known else shape
+        array = from_binary(data, tuple(1 if dim == -1 else dim for dim in shape), spec)
+        return Asked([array], 1, context=Wanted("", tuple((i, True) for i in range(len(self._output_heads)))))
+
+    def _general(self, decoded: JsonRequest, binary: memoryview) -> Asked:
+        if not decoded.inputs or len(decoded.inputs) > MAX_TENSORS:
+            raise InvalidInput(f"a request needs 1 to {MAX_TENSORS} inputs, this one has {len(decoded.inputs)}")
+        by_fields = self._preprocessed and any(tensor.name not in self._inputs for tensor in decoded.inputs)
+        given: dict[str, Array] = {}
+        rows = 0
+        for tensor in decoded.inputs:
+            spec = self._field_spec(tensor) if by_fields else self._spec_of(tensor.name, tensor.datatype)
+            data, binary = _cut(tensor, binary)
+            shape = tuple(tensor.shape)
+            if by_fields:
+                tensor_rows = self._field_rows(shape, spec)
+            else:
+                tensor_rows = check_shape(shape, spec, self._signature.batched)
+            rows = _same_rows(rows, tensor_rows, spec)
+            if tensor.name in given:
+                raise InvalidInput(f"input {tensor.name!r} is given twice")
+            given[tensor.name] = (
+                from_binary(data, shape, spec) if data is not None else from_json(tensor.data or b"null", shape, spec)
+            )
+        if len(binary):
+            raise InvalidInput(f"{len(binary)} bytes of the body belong to no input: check binary_data_size")
+        return self._asked_fields(given, rows, decoded) if by_fields else self._asked(given, rows, decoded)
+
+    def _spec_of(self, name: str, datatype: str) -> TensorSpec:
+        spec = self._inputs.get(name)
+        if spec is None:
+            known = list(self._fields) if self._preprocessed else list(self._inputs)
+            raise InvalidInput(f"unknown input {name[:60]!r}; this model has {', '.join(map(repr, known))}")
+        if datatype != spec.datatype:
+            known_datatype(datatype, f"input {name!r}")
+            raise InvalidInput(f"input {name!r}: datatype is {datatype}, the model takes {spec.datatype}")
+        return spec
+
+    def _field_spec(self, tensor: JsonInput) -> TensorSpec:
+        """A field of the preprocessing, seen as a tensor with one element per instance."""
+        field = self._fields.get(tensor.name)
+        if field is None:
+            known = ", ".join(map(repr, self._fields))
+            raise InvalidInput(f"unknown input {tensor.name[:60]!r}; this model takes {known}")
+        if field.kind == "tensor":
+            return self._spec_of(tensor.name, tensor.datatype)
+        known_datatype(tensor.datatype, f"input {tensor.name!r}")
+        return TensorSpec(tensor.name, tensor.datatype, (), nan=True)
+
+    def _field_rows(self, shape: tuple[int, ...], spec: TensorSpec) -> int:
+        if spec.shape:
+            return check_shape(shape, spec, True)
+        if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+            raise InvalidInput(
+                f"input {spec.name!r}: shape {list(shape)[:16]} must be [n] or [n, 1]: one value per row"
+            )
+        return check_shape(shape[:1], spec, True)
+
+    def _asked(self, given: dict[str, Array], rows: int, decoded: Any) -> Asked:
+        specs = self._signature.inputs
+        if len(given) != len(specs):
+            missing = [name for name in self._inputs if name not in given]
+            raise InvalidInput(f"the request lacks the input {missing[0]!r}" if missing else "an input is given twice")
+        inputs = [given[spec.name] for spec in specs]
+        if decoded.parameters is None and decoded.outputs is None:
+            return Asked(inputs, rows, context=Wanted(decoded.id) if decoded.id else PLAIN)
+        return self._with_parameters(Asked(inputs, rows), decoded)
+
+    def _asked_fields(self, given: dict[str, Array], rows: int, decoded: JsonRequest) -> Asked:
+        fields = {
+            name: list(
+                array.reshape(rows, *array.shape[2:])
+                if array.ndim == 2 and array.shape[1] == 1 and self._fields[name].kind != "tensor"
+                else array
+            )
+            for name, array in given.items()
+        }
+        plain = {
+            name: [
+                v.item() if self._fields[name].kind != "tensor" and not isinstance(v, bytes | str) else v
+                for v in values
+            ]
+            for name, values in fields.items()
+        }
+        return self._with_parameters(Asked([], rows, plain), decoded)
+
+    def _with_parameters(self, asked: Asked, decoded: Any) -> Asked:
+        parameters = decoded.parameters or {}
+        asked.timeout = _number(parameters, "timeout") / 1e6
+        priority = int(_number(parameters, "priority"))
+        asked.priority = 0 if priority == 0 else max(-8, 2 - priority)
+        for name in ("sequence_id", "sequence_start", "sequence_end"):
+            if parameters.get(name):
+                raise Unsupported(f"parameter {name!r}: models that keep state between calls are not served here")
+        binary = _flag(parameters, "binary_data_output", False)
+        asked.context = Wanted(decoded.id, self._wanted(decoded.outputs, binary))
+        return asked
+
+    def _wanted(self, outputs: list[JsonOutput] | None, binary: bool) -> tuple[tuple[int, bool], ...]:
+        if not outputs:
+            return tuple((i, binary) for i in range(len(self._output_heads)))
+        wanted = []
+        for output in outputs:
+            index = self._outputs.get(output.name)
+            if index is None:
+                known = ", ".join(map(repr, self._outputs))
+                raise InvalidInput(f"unknown output {output.name[:60]!r}; this model has {known}")
+            parameters = output.parameters or {}
+            if parameters.get("classification"):
+                raise Unsupported("the classification extension is not served: declare labels in the package instead")
+            wanted.append((index, _flag(parameters, "binary_data", binary)))
+        return tuple(wanted)
+
+    # ---- answers
+
+    def encode(self, call: Call, outputs: list[Array], context: Any) -> Answer:
+        wanted: Wanted = context or PLAIN
+        parts = [self._head]
+        if wanted.id:
+            parts.append(b',"id":' + encode(wanted.id))
+        tensors, binary = [], []
+        for index, as_binary in wanted.outputs or self._everything:
+            array = outputs[index]
+            head = self._output_heads[index] + encode(array.shape)
+            if as_binary:
+                data = to_binary(array)
+                binary.append(data)
+                tensors.append(head + b',"parameters":{"binary_data_size":%d}}' % len(data))
+            else:
+                tensors.append(head + b',"data":' + encode(to_list(array)) + b"}")
+        parts.append(b',"outputs":[' + b",".join(tensors) + b"]}")
+        body = b"".join(parts)
+        if not binary:
+            return Answer(body)
+        headers = b"inference-header-content-length: %d\r\n" % len(body)
+        return Answer(b"".join((body, *binary)), BINARY_TYPE, headers)
+
+
+class _Rest(msgspec.Struct, kw_only=True):
+    """What a request has beside its inputs."""
+
+    id: str = ""
+    outputs: list[JsonOutput] | None = None
+    parameters: Parameters | None = None
+
+
+def _decode(body: bytes | memoryview) -> JsonRequest:
+    try:
+        return _request.decode(body)
+    except BAD_JSON as error:
+        raise bad_json(error) from None
+
+
+def _same_rows(rows: int, more: int, spec: TensorSpec) -> int:
+    if rows and rows != more:
+        raise InvalidInput(f"input {spec.name!r} has {more} rows, the inputs before it have {rows}")
+    return more
+
+
+def _cut(tensor: JsonInput, binary: memoryview) -> tuple[memoryview | None, memoryview]:
+    """The binary data of a tensor, if it has any, and what is left for the next ones."""
+    size = (tensor.parameters or {}).get("binary_data_size")
+    if size is None:
+        if tensor.data is None:
+            raise InvalidInput(f"input {tensor.name[:60]!r} has neither data nor binary_data_size")
+        return None, binary
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise InvalidInput(f"input {tensor.name[:60]!r}: binary_data_size must be a whole number of bytes")
+    if tensor.data is not None:
+        raise InvalidInput(f"input {tensor.name[:60]!r} has both data and binary_data_size")
+    if size > len(binary):
+        raise InvalidInput(
+            f"input {tensor.name[:60]!r}: binary_data_size is {size}, but only {len(binary)} bytes are left in the body"
+        )
+    return binary[:size], binary[size:]
+
+
+def _number(parameters: Parameters, name: str) -> float:
+    value = parameters.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
+        raise InvalidInput(f"parameter {name!r} must be a number from 0 up")
+    return value
+
+
+def _flag(parameters: Parameters, name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameter {name!r} must be true or false")
+    return value

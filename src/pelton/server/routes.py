@@ -1,0 +1,77 @@
+"""Which request targets are inferences, of which protocol, model and version."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from pelton.engine import Served
+from pelton.server.codec import Codec
+from pelton.server.kserve import KserveCodec
+from pelton.server.limits import Limits
+from pelton.server.native import NativeCodec
+from pelton.server.oip import OipCodec
+
+CACHED: Final = 4096  # routes kept; a flood of invented names cannot grow it further
+
+NAME = r"([A-Za-z0-9_.\-]{1,100})"
+PATTERNS: Final[tuple[tuple[re.Pattern[str], type[OipCodec | KserveCodec | NativeCodec]], ...]] = (
+    (re.compile(rf"/v2/models/{NAME}(?:/versions/{NAME})?/infer"), OipCodec),
+    (re.compile(rf"/v1/models/{NAME}(?:/versions/{NAME})?:predict"), KserveCodec),
+    (re.compile(rf"/predict/{NAME}(?:/{NAME})?"), NativeCodec),
+)
+
+
+class Route:
+    """One target. The codec is compiled for the version that answers, and again when another one does."""
+
+    __slots__ = ("_codec", "_limits", "_make", "_served", "name", "protocol", "version")
+
+    def __init__(
+        self, name: str, version: str, make: type[OipCodec | KserveCodec | NativeCodec], limits: Limits
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.protocol = make.protocol
+        self._make = make
+        self._limits = limits
+        self._served: Served | None = None
+        self._codec: Codec | None = None
+
+    def codec(self, served: Served) -> Codec:
+        """The protocol, compiled for `served`."""
+        if self._served is not served or self._codec is None:
+            self._codec = self._make(served, self._limits)
+            self._served = served
+        return self._codec
+
+
+class Routes:
+    """Targets as bytes -> routes, remembered."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._cache: dict[bytes, Route] = {}
+
+    def find(self, target: bytes) -> Route | None:
+        """The inference route of a request target, or None: another kind of request."""
+        route = self._cache.get(target)
+        if route is not None:
+            return route
+        path = target.partition(b"?")[0]
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+        try:
+            text = path.decode("ascii")
+        except UnicodeDecodeError:
+            return None
+        for pattern, codec in PATTERNS:
+            match = pattern.fullmatch(text)
+            if match is not None:
+                route = Route(match[1], match[2] or "", codec, self._limits)
+                if len(self._cache) >= CACHED:
+                    self._cache.clear()
+                self._cache[target] = route
+                return route
+        return None
