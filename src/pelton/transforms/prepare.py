@@ -71,7 +71,10 @@ class Prepare:
         for field in missing:
             if field.required:
                 raise InvalidInput(f"the field {field.name!r} is missing ({field.description})")
-        rows = max((len(values) for values in fields.values() if isinstance(values, list | tuple)), default=1)
+        lengths = [len(values) for values in fields.values() if type(values) in _SEQUENCES]
+        if not lengths:
+            raise InvalidInput(f"there is no field with a list of values; this model takes {known}")
+        rows = max(lengths)
         return {**fields, **{field.name: [UNSET] * rows for field in missing}}
 
     def _uneven(self, fields: Fields) -> NoReturn:
