@@ -15,10 +15,11 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from pelton.errors import Disagrees, ModelFailed, PeltonError, SourceInvalid
-from pelton.packages import Golden, Manifest, Package, golden, load, save
+from pelton.errors import Disagrees, InvalidInput, ModelFailed, PackageInvalid, PeltonError
+from pelton.packages import Golden, Manifest, Package, golden, save
 from pelton.registry import Registry
 from pelton.runtimes import contract
+from pelton.transforms import compile_prepare
 from pelton.types import Array, ModelRef, Signature, TensorSpec, check_name
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,17 @@ def with_options(manifest: Manifest, options: Options) -> Manifest:
     slo = manifest.slo if options.p99_ms is None else msgspec.structs.replace(manifest.slo, p99_ms=options.p99_ms)
     name = check_name(options.name or manifest.name)
     return msgspec.structs.replace(manifest, name=name, batching=batching, slo=slo)
+
+
+def rows_of_example(package: Package) -> dict[str, Array]:
+    """The manifest's example as the model's inputs, through the package's own preprocessing."""
+    example = package.manifest.example or {}
+    try:
+        prepared = compile_prepare(package)({name: [value] for name, value in example.items()})
+    except InvalidInput as error:
+        raise PackageInvalid(f"the example of {package.name!r} is no valid call: {error}") from None
+    arrays = prepared.inputs if package.manifest.signature.batched else [array[0] for array in prepared.inputs]
+    return dict(zip((spec.name for spec in package.manifest.signature.inputs), arrays, strict=True))
 
 
 def record(folder: Path, manifest: Manifest, rows: Rows, trust: bool) -> Manifest:
@@ -185,6 +197,8 @@ def example_of(manifest: Manifest, rows: Rows) -> dict[str, object] | None:
                 array = np.array([x.decode() for x in array.ravel()], object).reshape(array.shape)
             except UnicodeDecodeError:
                 return None
+        if array.dtype.kind == "f":  # the shortest decimals that read back as the same elements
+            array = array.astype(str).astype(np.float64)
         example[spec.name] = array.tolist()
     return example
 
@@ -210,10 +224,3 @@ def _random(random: np.random.Generator, spec: TensorSpec, rows: int | None, siz
         return np.zeros(shape, spec.type.dtype)
     high = 256 if spec.datatype == "UINT8" else 2
     return random.integers(0, high, shape).astype(spec.type.dtype)
-
-
-def check_folder(folder: Path) -> Package:
-    """A draft, or a user's folder, read back. Raises PackageInvalid."""
-    if not folder.is_dir():
-        raise SourceInvalid(f"{folder} is no folder")
-    return load(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pelton.artifacts import SKIPPED
 from pelton.errors import PackageInvalid
 from pelton.importers import examples
-from pelton.importers.draft import GOLDEN_ROWS, Options, Rows, draft, finish, place, random_rows
+from pelton.importers.draft import GOLDEN_ROWS, Options, Rows, draft, finish, place, random_rows, rows_of_example
 from pelton.packages import Package, load
 from pelton.registry import Registry
 
@@ -24,7 +24,11 @@ def _rows(package: Package, options: Options) -> Rows | None:
     signature = package.manifest.signature
     if options.example is not None:
         return examples.read(options.example, signature)
-    if package.manifest.golden is not None or not all(spec.fixed for spec in signature.inputs):
+    if package.manifest.golden is not None:
+        return None
+    if package.manifest.example:
+        return rows_of_example(package)
+    if not all(spec.fixed for spec in signature.inputs):
         return None
     return random_rows(signature, GOLDEN_ROWS, 1)
 
