@@ -62,7 +62,7 @@ def test_crop_normalization_and_layout_agree_with_plain_numpy() -> None:
     array = block({"photo": [encoded(pixels)]}).inputs[0]
     expected = (pixels[1:5, 2:6].astype(np.float64) / 255 - mean) / std
     assert array.dtype == np.float32
-    np.testing.assert_allclose(array[0], expected.transpose(2, 0, 1), rtol=1e-6)
+    np.testing.assert_allclose(array[0], expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
     hwc = pictures((4, 4, 3), crop=Crop(4, 4), scale=1 / 255, mean=mean, std=std)({"photo": [encoded(pixels)]})
     np.testing.assert_array_equal(hwc.inputs[0][0], array[0].transpose(1, 2, 0))
 
@@ -268,6 +268,9 @@ def test_bytes_of_pixels_can_be_the_input() -> None:
     array = pictures((6, 8, 3), "UINT8")({"photo": [encoded(gradient())]}).inputs[0]
     assert array.dtype == np.uint8
     np.testing.assert_array_equal(array[0], gradient())
+    inverted = pictures((6, 8, 3), "INT64", scale=-1, mean=(-255,))({"photo": [encoded(gradient())]}).inputs[0]
+    assert inverted.dtype == np.int64
+    np.testing.assert_array_equal(inverted[0], 255 - gradient().astype(int))
     half = pictures((6, 8, 3), "FP16", scale=1 / 255)({"photo": [encoded(gradient())]}).inputs[0]
     np.testing.assert_allclose(half[0], gradient() / 255, atol=1e-3)
 

@@ -39,8 +39,9 @@ class Pictures:
         self._channels = 1 if block.mode == "L" else 3
         self._mode = "L" if block.mode == "L" else "RGB"
         _check(block, spec, self._channels)
-        # The element of every channel for each of the 256 levels: one look-up instead of cast, scale, subtract, divide.
-        self._table = _lookup(block, spec, self._channels)
+        self._factor, self._offset = _affine(block, spec, self._channels)
+        if block.layout == "CHW":
+            self._factor, self._offset = self._factor[:, None, None], self._offset[:, None, None]
         self._rank = len(spec.shape)
 
     def __call__(self, fields: Fields) -> Prepared:
@@ -59,20 +60,16 @@ class Pictures:
         return self._fit(self._normalized(np.asarray(picture)), where)
 
     def _normalized(self, pixels: Array) -> Array:
-        """uint8 [h, w] or [h, w, 3] -> elements in the declared layout."""
-        if self._channels == 1:
-            plane: Array = self._table[0][pixels]
-            return plane[None] if self._block.layout == "CHW" else plane[..., None]
-        order = (2, 1, 0) if self._block.mode == "BGR" else (0, 1, 2)
+        """uint8 [h, w] or [h, w, 3] -> elements in the declared layout, contiguous."""
+        planes = pixels[..., None] if self._channels == 1 else pixels
+        if self._block.mode == "BGR":
+            planes = planes[..., ::-1]
         if self._block.layout == "CHW":
-            result = np.empty((3, *pixels.shape[:2]), self._table.dtype)
-            for channel, source in enumerate(order):
-                np.take(self._table[channel], pixels[..., source], out=result[channel])
-            return result
-        result = np.empty(pixels.shape, self._table.dtype)
-        for channel, source in enumerate(order):
-            result[..., channel] = self._table[channel][pixels[..., source]]
-        return result
+            planes = planes.transpose(2, 0, 1)
+        result = np.empty(planes.shape, np.float32)  # numpy would choose the order of the pixels' memory
+        np.multiply(planes, self._factor, out=result)
+        result += self._offset
+        return to_type(result if self._spec.type.kind == "float" else np.rint(result), self._spec.type)
 
     def _fit(self, array: Array, where: str) -> Array:
         shape = self._spec.shape
@@ -118,20 +115,24 @@ def _check_shape(block: Image, spec: TensorSpec, channels: int, what: str) -> No
         raise PackageInvalid(f"{what} gives {shape}; the input {spec.name!r} has the shape {spec.shape}")
 
 
-def _lookup(block: Image, spec: TensorSpec, channels: int) -> Array:
-    """[channels, 256] in the input's element type: (x * scale - mean) / std for x = 0..255."""
-    levels = np.arange(256, dtype=np.float64) * block.scale
-    mean = np.broadcast_to(np.array(block.mean), (channels,))[:, None]
-    std = np.broadcast_to(np.array(block.std), (channels,))[:, None]
-    table = (levels - mean) / std
-    if spec.type.kind == "float":
-        return to_type(table.astype(np.float32) if spec.type.name == "BF16" else table, spec.type)
-    if spec.type.kind == "int" and np.array_equal(table, table.astype(spec.type.dtype)):
-        exact: Array = table.astype(spec.type.dtype)
-        return exact
-    raise PackageInvalid(
-        f"image block {block.field!r}: {spec.datatype} cannot hold (x * {block.scale} - mean) / std for every x"
-    )
+def _affine(block: Image, spec: TensorSpec, channels: int) -> tuple[Array, Array]:
+    """float32 [channels] twice: (x * scale - mean) / std = x * factor + offset."""
+    std = np.broadcast_to(np.array(block.std), (channels,))
+    factor = block.scale / std
+    offset = -np.array(block.mean) / std
+    if spec.type.kind != "float":
+        _check_whole(block, spec, np.arange(256)[None, :] * factor[:, None] + offset[:, None])
+    return factor.astype(np.float32), offset.astype(np.float32)
+
+
+def _check_whole(block: Image, spec: TensorSpec, elements: Array) -> None:
+    """An integer input must be able to hold what each of the 256 levels becomes."""
+    limits = np.iinfo(spec.type.dtype) if spec.type.kind == "int" else None
+    whole = np.array_equal(elements, np.rint(elements)) and np.abs(elements).max() < 1 << 24
+    if limits is None or not whole or elements.min() < limits.min or elements.max() > limits.max:
+        raise PackageInvalid(
+            f"image block {block.field!r}: {spec.datatype} cannot hold (x * {block.scale} - mean) / std for every x"
+        )
 
 
 def _decode(data: bytes | bytearray | memoryview, where: str, max_pixels: int) -> Pillow.Image:

@@ -46,13 +46,17 @@ def bank(up: int, down: int) -> Bank:
     periods = max(1, math.ceil(4 * half / down))  # long enough that the overlap of the stretches is small
     periods = max(1, min(periods, 4 * TERMS // up))
     step, outputs = periods * down, periods * up
-    centre = np.arange(outputs)[None, :] * (down / up)
-    distance = np.arange(step + 2 * half + 1)[:, None] - half - centre
-    cutoff = low * (1.0 - _TRANSITION)  # twice the frequency, so that sinc's zeros lie at 1 / cutoff
-    window = np.i0(_BETA * np.sqrt(np.clip(1.0 - (distance / (half + 1)) ** 2, 0.0, None))) / np.i0(_BETA)
-    weights = np.where(np.abs(distance) <= half, np.sinc(cutoff * distance) * window, 0.0)
-    weights /= weights.sum(axis=0, keepdims=True)
-    return Bank(weights.astype(np.float32), step, half)
+    # All distances between an output and an input are multiples of 1 / up: the sinc is computed once for each.
+    reach = half * up
+    distance = np.arange(-reach, reach + 1) / up
+    cutoff = low * (1.0 - _TRANSITION)  # the sinc's zeros lie at multiples of 1 / cutoff
+    window = np.i0(_BETA * np.sqrt(1.0 - (distance / (half + 1)) ** 2))
+    prototype = np.append((np.sinc(cutoff * distance) * window).astype(np.float32), np.float32(0))  # 0: out of reach
+    index = (np.arange(step + 2 * half + 1)[:, None] - half) * up - np.arange(outputs)[None, :] * down + reach
+    index[(index < 0) | (index > 2 * reach)] = 2 * reach + 1
+    weights = prototype[index]
+    weights /= weights.sum(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+    return Bank(weights, step, half)
 
 
 def resample(samples: Array, source: int, target: int) -> Array:
