@@ -1,0 +1,76 @@
+"""Build, check and time everything in one run on one GPU.
+
+    python benchmarks/gpu/run.py kernels               # every kernel in several shapes, against libraries
+    python benchmarks/gpu/run.py engine-0.6b engine-8b engine-8b-fp8
+    python benchmarks/gpu/run.py compare               # our engine and transformers, offline, same run
+
+Sections run in the order given; each prints its table. `make`-free on purpose: a GPU machine has only Python.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks" / "gpu")]
+
+import kernels  # noqa: E402
+import ours  # noqa: E402
+import torch  # noqa: E402
+
+from pelton.runtimes.lm.attention import flash_available  # noqa: E402
+
+
+def release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def engine_section(size: str, fp8: bool, detail: bool = True) -> None:
+    engine = ours.build(size, fp8_weights=fp8, fp8_kv=fp8)
+    label = f"ours {size} {'fp8' if fp8 else 'bf16'}"
+    if detail:
+        for rows in (256, 64, 1):
+            ours.profile(engine, rows)
+        ours.host_times(engine)
+    print(ours.offline(engine, label), flush=True)
+    print(ours.single(engine, f"{label} single stream"), flush=True)
+    del engine
+    release()
+
+
+SECTIONS: dict[str, Callable[[], None]] = {
+    "kernels": lambda: kernels.run(flash=True),
+    "small": kernels.small_section,
+    "decode": lambda: kernels.decode_section(flash_available()),
+    "prefill": lambda: kernels.prefill_section(True),
+    "linear": kernels.linear_section,
+    "engine-0.6b": lambda: engine_section("0.6b", False),
+    "engine-8b": lambda: engine_section("8b", False),
+    "engine-8b-fp8": lambda: engine_section("8b", True),
+}
+
+
+def main(names: list[str]) -> None:
+    unknown = [name for name in names if name not in SECTIONS]
+    if unknown or not names:
+        raise SystemExit(f"sections: {' '.join(SECTIONS)}")
+    print(torch.cuda.get_device_name(), torch.__version__, "flash", flash_available(), flush=True)
+    for name in names:
+        begun = time.perf_counter()
+        print(f"== {name}", flush=True)
+        try:
+            SECTIONS[name]()
+        except Exception:  # noqa: BLE001 - device time is scarce: the other sections still run
+            traceback.print_exc()
+        release()
+        print(f"== {name} took {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
