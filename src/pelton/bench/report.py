@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 from typing import Final
@@ -121,17 +120,21 @@ def _figure(title: str, text: str, drawing: str, key: Sequence[tuple[str, str]] 
 
 
 def _latency_chart(report: Report) -> str:
-    steps = [step for step in report.curve if not math.isnan(step.latency.p99)]
+    steps = [step for step in report.curve if step.latency.p99 is not None]
     if not steps:
         return ""
-    values = [v for s in steps for v in (s.latency.p50, s.latency.p99)]
+    series = [
+        ("p50", "c1", [s.latency.p50 or 0.0 for s in steps]),
+        ("p99", "c2", [s.latency.p99 or 0.0 for s in steps]),
+    ]
+    values = [value for _, _, column in series for value in column]
     x = x_axis(0, max(s.offered for s in steps) * 1.06)
     y = y_axis(min(*values, report.p99_ms) / 1.5, min(max(*values, report.p99_ms) * 1.5, report.p99_ms * 100), log=True)
     parts = [level(y, report.p99_ms, f"target {report.p99_ms:g} ms")]
     if report.held is not None:
         parts.append(upright(x, report.held, f"{number(report.held)}/s", colour="held"))
-    for name, colour in (("p50", "c1"), ("p99", "c2")):
-        points = [(s.offered, float(getattr(s.latency, name))) for s in steps]
+    for name, colour, column in series:
+        points = [(step.offered, value) for step, value in zip(steps, column, strict=True)]
         parts.append(line(x, y, points, colour))
         for step, point in zip(steps, points, strict=True):
             tip = f"{number(step.offered)}/s offered: {name} {number(point[1])} ms, {step.over:,} of {step.requests:,} over"

@@ -19,14 +19,14 @@ BUSY_SHARE: Final = 0.9  # of one core: the generator has nothing left
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Milliseconds."""
+    """Milliseconds; None where nothing was timed."""
 
-    mean: float = math.nan
-    p50: float = math.nan
-    p90: float = math.nan
-    p99: float = math.nan
-    p999: float = math.nan
-    max: float = math.nan
+    mean: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    p999: float | None = None
+    max: float | None = None
 
 
 class Stages(msgspec.Struct, frozen=True):
@@ -114,7 +114,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def confirmed(self) -> Step | None:
         if self.held is None:
             return None
-        return next(s for s in reversed(self.steps) if s.kind == "confirm" and s.offered == self.held)
+        kind = "curve" if self.plan.rates else "confirm"
+        return next(s for s in reversed(self.steps) if s.kind == kind and s.offered == self.held)
 
     @property
     def overload(self) -> Step | None:

@@ -22,6 +22,7 @@ from pelton.bench.load import HOPELESS_SHARE, Pool, arrivals, closed_loop, conne
 from pelton.bench.machine import describe_machine
 from pelton.bench.plan import Plan, Target, encode_requests
 from pelton.bench.results import LATE_SHARE, Report, Step, summarize
+from pelton.bench.table import number
 from pelton.bench.wire import BadResponse, Response, read_server
 from pelton.errors import InvalidInput, NotReady
 
@@ -31,6 +32,8 @@ ATTEMPTS: Final = 2  # at one rate, unless it is hopeless: one hiccup of the mac
 FIRST_SHARE: Final = 0.8  # of the closed-loop capacity: where the search begins
 UP: Final = 1.25
 DOWN: Final = 0.7
+HIGHEST_SHARE: Final = 4.0  # of the closed-loop capacity: above it no rate is looked for
+TARGETS_PER_STEP: Final = 20  # a step lasts so many targets, or a queue that only grows would pass for one that holds
 NEAR: Final = 0.1  # a point of the curve this near to a measured one is not worth its time
 LOWEST_SHARE: Final = 0.001  # of the capacity: below it no rate is looked for
 PROBE_OVER: Final = 2  # a probe is long enough to hold with so many over
@@ -88,7 +91,8 @@ def next_probe(plan: Plan, capacity: float, probes: Sequence[Seen]) -> Ask | Non
         return None
     held, failed = bracket(plan, probes)
     if failed == math.inf:
-        return _probe(plan, held * UP, 0, PROBE_OVER)
+        rate = held * UP
+        return _probe(plan, rate, 0, PROBE_OVER) if rate <= capacity * HIGHEST_SHARE else None
     if held == 0:
         rate = failed * DOWN
         return _probe(plan, rate, 0, PROBE_OVER) if rate >= capacity * LOWEST_SHARE else None
@@ -168,7 +172,15 @@ def run_bench(target: Target, plan: Plan, progress: Callable[[str], None] = lamb
 
     NotReady: nothing answers there. InvalidInput: the server does not answer 2xx to one of the bodies.
     """
-    return run(_bench(target, plan, progress))
+    return run(_bench(target, lengthened(plan, target.p99_ms / 1e3), progress))
+
+
+def lengthened(plan: Plan, target: float) -> Plan:
+    """The plan with steps long enough for a target of so many seconds."""
+    least = min(TARGETS_PER_STEP * target, plan.longest_step_seconds)
+    return msgspec.structs.replace(
+        plan, step_seconds=max(plan.step_seconds, least), confirm_seconds=max(plan.confirm_seconds, least)
+    )
 
 
 async def _bench(target: Target, plan: Plan, progress: Callable[[str], None]) -> Report:
@@ -186,6 +198,8 @@ async def _bench(target: Target, plan: Plan, progress: Callable[[str], None]) ->
                 f"{target.url} answered no call of {sum(s.requests for s in steps):,}; look at the server's log"
             )
         steps += await _open_steps(target, plan, pool, capacity, progress)
+    except OSError as error:  # a connection that the closed loop opens ahead of time
+        raise NotReady(f"{target.url} stopped taking connections: {error}; look at the server's log") from None
     finally:
         await pool.close()
     seen = [_seen(step) for step in steps if step.kind != "closed"]
@@ -246,15 +260,15 @@ def _seen(step: Step) -> Seen:
 def _line(step: Step) -> str:
     load = f"{step.callers} callers" if step.kind == "closed" else f"{step.offered:,.0f}/s offered"
     return (
-        f"{step.kind}: {load}, {step.answered:,.0f}/s answered, p50 {step.latency.p50:.2f} ms, "
-        f"p99 {step.latency.p99:.2f} ms, {step.over:,} of {step.requests:,} over"
+        f"{step.kind}: {load}, {step.answered:,.0f}/s answered, p50 {number(step.latency.p50)} ms, "
+        f"p99 {number(step.latency.p99)} ms, {step.over:,} of {step.requests:,} over"
     )
 
 
 async def _check(target: Target, requests: list[bytes], plan: Plan) -> str:
     """Sends some of the bodies once and reads the answers; answers the server's name."""
     name = ""
-    for number, request in enumerate(requests[:CHECKED_BODIES]):
+    for place, request in enumerate(requests[:CHECKED_BODIES]):
         try:
             response = await asyncio.wait_for(_exchange(target, request), plan.timeout_seconds)
         except (OSError, BadResponse) as error:
@@ -263,7 +277,7 @@ async def _check(target: Target, requests: list[bytes], plan: Plan) -> str:
         if not 200 <= response.status < 300:
             text = response.text[:300].decode("utf-8", "replace").strip()
             raise InvalidInput(
-                f"{target.url} answers {response.status} to body {number}, so there is nothing to measure: {text}"
+                f"{target.url} answers {response.status} to body {place}, so there is nothing to measure: {text}"
             )
         name = read_server(response.head)
     return name
@@ -291,14 +305,14 @@ def claim(plan: Plan, p99_ms: float, steps: Sequence[Step], held: float | None) 
         kind = "curve" if plan.rates else "confirm"
         step = next(s for s in reversed(steps) if s.kind == kind and s.offered == held)
         return (
-            f"At {held:,.0f} requests/s, p99 ≤ {p99_ms:g} ms holds with {sure} confidence: "
+            f"At {number(held)} requests/s, p99 ≤ {p99_ms:g} ms holds with {sure} confidence: "
             f"{step.over:,} of {step.requests:,} requests were over{_unanswered(step)}."
         )
     open_steps = [s for s in steps if s.kind in ("probe", "confirm", "curve")]
     lowest = min(open_steps, key=lambda s: (s.offered, -s.requests))
     text = (
         f"No rate was shown to hold p99 ≤ {p99_ms:g} ms with {sure} confidence; at the lowest tried, "
-        f"{lowest.offered:,.1f} requests/s, {lowest.over:,} of {lowest.requests:,} requests were over{_unanswered(lowest)}."
+        f"{number(lowest.offered)} requests/s, {lowest.over:,} of {lowest.requests:,} requests were over{_unanswered(lowest)}."
     )
     least = least_requests(0, 0.99, plan.confidence)
     return (

@@ -65,7 +65,7 @@ def overload_sentence(report: Report, step: Step) -> str:
 
 def number(value: float | None, unknown: str = "–") -> str:
     """Three significant digits, thousands separated; what is not known is a dash."""
-    if value is None or math.isnan(value):
+    if value is None:
         return unknown
     if value == 0 or abs(value) >= 99.95:
         return f"{value:,.0f}"
