@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pelton.errors import ModelFailed, PackageInvalid
+from pelton.packages import Manifest, Package
 from pelton.packages.preprocess import Ctc, Labels, Value
 from pelton.transforms import compile_finish
 from pelton.transforms.elements import to_bf16
-from pelton.types import TensorSpec
+from pelton.types import Signature, TensorSpec
 
 
 def finish(make: Any, spec: TensorSpec, *blocks: Any, files: dict[str, str] | None = None) -> Any:
@@ -87,6 +91,25 @@ def test_a_single_score_belongs_to_the_second_label(make: Any, shape: tuple[int,
     for logit, score in ((0, 0.5), (-1e30, 0), (1e30, 1)):
         found = {item["label"]: item["score"] for item in logits([f32(logit).reshape(1, *shape)], None)[0]["labels"]}
         assert found["spam"] == score
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40),
+    st.booleans(),
+    st.integers(1, 9),
+)
+def test_rows_alone_and_in_large_batches_get_the_same_labels(scores: list[float], softmax: bool, top: int) -> None:
+    spec = TensorSpec("y", "FP32", (len(scores),))
+    signature = Signature((TensorSpec("x", "FP32"),), (spec,))
+    block = Labels("y", softmax=softmax, top=top)
+    done = compile_finish(Package(Path("nowhere"), Manifest("m", "onnx", "f", signature, postprocess=(block,))))
+    alone = done([f32(scores)], None)[0]["labels"]
+    batch = done([np.repeat(f32(scores), 100, axis=0)], None)
+    assert len(batch) == 100
+    assert all(answer == batch[0] for answer in batch)
+    assert [item["score"] for item in alone] == pytest.approx([item["score"] for item in batch[0]["labels"]], abs=1e-6)
+    if not softmax:
+        assert alone == batch[0]["labels"]
 
 
 def test_windows_are_joined_as_declared(make: Any) -> None:

@@ -108,6 +108,12 @@ def test_the_exif_orientation_is_applied() -> None:
         np.testing.assert_array_equal(decoded(encoded(pixels, exif=exif)), expected)
 
 
+def test_a_damaged_exif_block_leaves_the_picture_as_it_stands() -> None:
+    pixels = gradient()
+    for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03"):
+        np.testing.assert_array_equal(decoded(encoded(pixels, exif=exif)), pixels)
+
+
 def test_transparency_is_laid_on_white() -> None:
     pixels = gradient()
     alpha = np.full((HEIGHT, WIDTH, 1), 255, np.uint8)
@@ -115,6 +121,8 @@ def test_transparency_is_laid_on_white() -> None:
     array = decoded(encoded(np.concatenate([pixels, alpha], axis=2)))
     assert (array[0] == 255).all()
     np.testing.assert_array_equal(array[1:], pixels[1:])
+    half = Pillow.new("RGBA", (1, 1), (255, 0, 55, 128))
+    np.testing.assert_allclose(decoded(encoded(half))[0, 0], [255, 127, 155], atol=1)
     grey = Pillow.merge("LA", (Pillow.new("L", (2, 1), 100), Pillow.new("L", (2, 1), 0)))
     assert decoded(encoded(grey), mode="L").tolist() == [[[255], [255]]]
 

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import wave
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 from PIL import Image as Pillow
 
 from pelton.errors import InvalidInput, PackageInvalid
+from pelton.packages import load
 from pelton.packages.preprocess import Audio, Column, Image, Resize, Table, Text
-from pelton.transforms import Prepare, compile_prepare
+from pelton.transforms import Prepare, compile_finish, compile_prepare
 from pelton.types import TensorSpec
 
 INPUTS = [
@@ -68,6 +70,54 @@ def test_blocks_and_open_inputs_fill_the_signature_in_its_order(prepare: Prepare
     assert row.tolist() == [[5, 3], [200, 3]]
 
 
+MANIFEST = """
+name = "m"
+runtime = "onnx"
+file = "m.onnx"
+
+[signature]
+inputs = [{ name = "x", datatype = "FP32", shape = [4], nan = true }, { name = "p", datatype = "FP32", shape = [3, 4, 4] }]
+outputs = [{ name = "y", datatype = "FP32", shape = [2] }]
+
+[[preprocess]]
+kind = "table"
+fills = "x"
+columns = [
+  { name = "n", type = "integer", default = 3, minimum = 0, description = "how many" },
+  { name = "f", default = 0.5 },
+  { name = "b", type = "boolean", default = true },
+  { name = "s", type = "string", values = ["u", "v"], default = "v" },
+]
+
+[[preprocess]]
+kind = "image"
+field = "photo"
+fills = "p"
+resize = { height = 4, width = 4, fit = "pad" }
+mean = [1, 2, 3]
+
+[[postprocess]]
+kind = "labels"
+output = "y"
+labels = ["no", "yes"]
+top = 1
+"""
+
+
+def test_a_manifest_s_declarations_are_carried_out(tmp_path: Path) -> None:
+    (tmp_path / "pelton.toml").write_text(MANIFEST)
+    (tmp_path / "m.onnx").touch()
+    package = load(tmp_path)
+    prepare = compile_prepare(package)
+    assert not any(field.required for field in prepare.fields[:4])
+    assert prepare.fields[0].description == "how many"
+    row, pixels = prepare({"photo": [picture(9)]}).inputs
+    assert row.tolist() == [[3, 0.5, 1, 1]]
+    assert pixels[0, :, 0, 0].tolist() == [8, -2, -3]
+    answers = compile_finish(package)([np.array([[0.2, 0.8]], np.float32)], prepare({"photo": [picture(9)]}).counts)
+    assert answers == [{"labels": [{"label": "yes", "score": 0.8}]}]
+
+
 def test_one_prepare_serves_many_threads(prepare: Prepare) -> None:
     def right(number: int) -> bool:
         ids, extra, pixels, row = prepare(call(number)).inputs
@@ -116,6 +166,34 @@ def test_sounds_need_no_picture_library_and_tables_need_neither() -> None:
         "assert not {'PIL', 'soundfile', 'tokenizers'} & set(sys.modules), sorted(sys.modules);"
         "import pelton.transforms.audio, pelton.transforms.text;"
         "assert not {'PIL', 'soundfile', 'tokenizers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_soundfile_wav_is_read_and_the_rest_is_said_to_be_unsupported() -> None:
+    code = (
+        "import sys; sys.modules['soundfile'] = None;"
+        "import io, wave; from pelton.errors import Unsupported; from pelton.transforms.audio import read;"
+        "f = io.BytesIO(); w = wave.open(f, 'wb'); w.setnchannels(1); w.setsampwidth(2); w.setframerate(8000);"
+        "w.writeframes(b'\\1\\0' * 9); w.close();"
+        "assert len(read(memoryview(f.getvalue()), 'x', 1)[0]) == 9\n"
+        "try: read(memoryview(b'fLaC' * 20), 'x', 1)\n"
+        "except Unsupported as error: assert 'WAV' in str(error)\n"
+        "else: raise SystemExit('FLAC was read')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_tokenizers_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['tokenizers'] = None; from pathlib import Path;"
+        "from pelton.errors import ExtraMissing; from pelton.transforms.text import Texts;"
+        "from pelton.packages import Manifest, Package; from pelton.packages.preprocess import Text;"
+        "from pelton.types import Signature, TensorSpec; ids = TensorSpec('ids', 'INT64', (-1,));"
+        "package = Package(Path('.'), Manifest('m', 'onnx', 'f', Signature((ids,), (ids,))))\n"
+        "try: Texts(Text('text', 'ids'), [ids], package)\n"
+        "except ExtraMissing as error: assert error.extra == 'text'\n"
+        "else: raise SystemExit('no error')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -86,6 +86,15 @@ def test_a_missing_column_and_an_unknown_one_are_refused_by_name() -> None:
     refused(prepare, "plam", **ROW, plam=["pro"])
 
 
+def test_a_field_that_is_no_list_is_refused_even_where_it_holds_one_value() -> None:
+    prepare = table(*MIXED)
+    for value in ({"pro": 1}, {"pro"}, "pro"):
+        refused(prepare, "plan", **(ROW | {"plan": value}))
+    plain = table(Column("a"))
+    for value in (b"\1", "1", {1: 1}, 1, None):
+        refused(plain, "a", a=value)
+
+
 def test_null_is_nan_where_the_input_allows_it() -> None:
     prepare = table(*MIXED, nan=True)
     row = prepare({name: [None] for name in ROW}).inputs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,16 @@ def test_a_longer_text_is_refused_or_cut_as_declared(words: Any) -> None:
         words(max_tokens=5)({"text": ["cat", "the cat sat the"]})
     ids = words(max_tokens=5, truncate=True)({"text": ["the cat sat the"]}).inputs[0]
     assert ids.tolist() == [[2, 4, 5, 6, 3]]
+
+
+def test_one_tokenizer_serves_many_threads(words: Any) -> None:
+    prepare = words(pad_to=1)
+
+    def right(count: int) -> bool:
+        return prepare({"text": ["cat " * count]}).inputs[0].tolist() == [[2, *[5] * count, 3]]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(right, list(range(1, 60)) * 4))
 
 
 def test_a_prefix_stands_before_every_text(words: Any) -> None:

@@ -174,11 +174,13 @@ def _labels(block: Labels, spec: TensorSpec, package: Package) -> Answer:
 
     def answer(array: Array, counts: Counts) -> list[Any]:
         scores = (from_bf16(array) if bf16 else array).reshape(len(array), -1)
-        if not np.isfinite(scores).all():
+        if not _finite(scores):
             raise ModelFailed(f"output {spec.name!r} has scores that are not finite")
-        scores = _probabilities(scores, block.softmax)
-        if names and scores.shape[1] != len(names):
+        if names and max(2, scores.shape[1]) != len(names):
             raise ModelFailed(f"output {spec.name!r} has {scores.shape[1]} scores; {len(names)} labels are declared")
+        if counts is None and scores.size <= _FEW:
+            return [_best_of(_probabilities_of(row, block.softmax), names, block.top) for row in scores.tolist()]
+        scores = _probabilities(scores, block.softmax)
         if counts is not None and block.over_rows != "none":
             return _best(_joined(scores, counts, block.over_rows), names, block.top)
         answers = _best(scores, names, block.top)
@@ -207,6 +209,21 @@ def _probabilities(scores: Array, logits: bool) -> Array:
     return wide
 
 
+def _probabilities_of(scores: list[float], logits: bool) -> list[float]:
+    """The same for one row, ten times faster than numpy where a row is short."""
+    if len(scores) == 1:
+        score = scores[0]
+        if logits:
+            score = 1.0 / (1.0 + math.exp(-score)) if score > -700.0 else 0.0
+        return [1.0 - score, score]
+    if not logits:
+        return scores
+    top = max(scores)
+    powers = [math.exp(score - top) for score in scores]
+    total = sum(powers)
+    return [power / total for power in powers]
+
+
 def _joined(scores: Array, counts: tuple[int, ...], how: str) -> Array:
     if sum(counts) != len(scores):
         raise ModelFailed(f"the model answered {len(scores)} rows for {sum(counts)}")
@@ -225,6 +242,12 @@ def _best(scores: Array, names: Sequence[str], top: int) -> list[Any]:
         ]
         for row, row_scores in zip(order.tolist(), values, strict=True)
     ]
+
+
+def _best_of(scores: list[float], names: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """The same for one row."""
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top]
+    return [{"label": names[i] if names else str(i), "score": float(f"{scores[i]:.7g}")} for i in order]
 
 
 def _lines(package: Package, name: str) -> tuple[str, ...]:

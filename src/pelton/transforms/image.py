@@ -158,11 +158,12 @@ def _decode(data: bytes | bytearray | memoryview, where: str, max_pixels: int) -
 
 def _upright(picture: Pillow.Image) -> Pillow.Image:
     try:
-        return ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - a damaged EXIF block leaves a good picture, whose orientation nobody knows
-        return picture
+    except Exception:  # noqa: BLE001, S110 - a damaged EXIF block leaves a good picture, whose orientation nobody knows
+        pass
+    return picture
 
 
 def _plain(picture: Pillow.Image, where: str) -> Pillow.Image:
@@ -186,8 +187,9 @@ def _eight_bits(pixels: Array, where: str) -> Array:
 
 
 def _on_white(picture: Pillow.Image) -> Pillow.Image:
-    white = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
-    return Pillow.alpha_composite(white, picture).convert("RGB")
+    white = Pillow.new("RGB", picture.size, (255, 255, 255))
+    white.paste(picture, mask=picture.getchannel("A"))
+    return white
 
 
 def _resize(picture: Pillow.Image, resize: Resize, where: str, max_pixels: int) -> Pillow.Image:

@@ -19,6 +19,8 @@ from pelton.types import Array, Fields, TensorSpec
 
 UNSET: Final = msgspec.UNSET  # a row that leaves a column out, while other rows have it
 
+_LISTS: Final = frozenset({list, tuple})
+
 # One column of a call -> the columns of elements that the model sees (several for one-hot).
 Convert = Callable[[Sequence[Any]], Sequence[Sequence[Any]]]
 # One value -> one element. Raises ValueError with the reason.
@@ -54,7 +56,10 @@ class Vector:
         if not self._one_each or len(fields) != len(self.fields):
             return None
         try:
-            row = [value for [value] in self._take(fields)]
+            lists = self._take(fields)
+            if not _LISTS.issuperset(map(type, lists)):
+                return None
+            row = [value for [value] in lists]
             if not self._plain and (None in row or UNSET in row):
                 return None
             for i, one in self._ones:
