@@ -18,7 +18,8 @@ from pelton.types import Array, Batch, Call, Outcome, Signature, TensorSpec
 log = logging.getLogger(__name__)
 
 DEFAULT_TARGET = 0.2  # seconds, where the package states none
-PROFILE_SECONDS = 0.1  # spent on measuring S(b) while a model loads
+PROFILE_SECONDS = 0.25  # spent on measuring S(b) while a model loads
+SAMPLE_BYTES = 16 * 1024 * 1024
 PROFILE_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -53,30 +54,56 @@ class Replica:
         self._model.close()
 
     def profile(self) -> LatencyModel:
-        """Measures S(b) on zeros, growing the batch until the time for it is used up; the rest is learned from load.
+        """Measures S(b), growing the batch until the time for it is used up; the rest is learned from load.
+
+        On recorded rows where the package has some, else on random numbers: a tree is twice as fast on zeros.
 
         Raises ModelFailed when the model cannot answer one row, and then nothing should serve it.
         """
         points: list[tuple[int, float]] = []
+        samples = self._samples()
         end = self._clock() + PROFILE_SECONDS
         for rows in PROFILE_SIZES:
-            if rows > self.max_rows or (points and self._clock() + 2 * points[-1][1] > end):
+            if (
+                (rows > 1 and not self.signature.batched)
+                or rows > self.max_rows
+                or (points and self._clock() + 2 * points[-1][1] > end)
+            ):
                 break
-            inputs = [_zeros(spec, rows, self.signature.batched) for spec in self.signature.inputs]
-            self._checked(inputs, rows)
+            self._checked(_rows(samples, 0, rows, self.signature.batched), rows)
             seconds = []
-            for _ in range(3):
+            for turn in range(1, 11):
+                inputs = _rows(samples, turn * rows, rows, self.signature.batched)
                 begin = self._clock()
                 self._checked(inputs, rows)
                 seconds.append(self._clock() - begin)
-                if self._clock() > end:
+                if sum(seconds) > PROFILE_SECONDS / 16 and len(seconds) >= 2:
                     break
-            points.append((rows, min(seconds)))
+            points.append((rows, sorted(seconds)[len(seconds) // 2]))
         return LatencyModel(points)
 
     def check_golden(self) -> int:
         """Asks the recorded requests; returns how many. Raises Disagrees when an answer is another one."""
         return golden.check(self.package, self._model.run)
+
+    def _samples(self) -> list[Array]:
+        """Many different rows to measure on, one array per input. Recorded rows tell how real numbers are spread."""
+        random = np.random.default_rng(0)
+        recorded = self._recorded()
+        return [
+            _sample(spec, self.signature.batched, recorded.get(spec.name), random) for spec in self.signature.inputs
+        ]
+
+    def _recorded(self) -> dict[str, Array]:
+        """The inputs of the golden requests whose shapes allow to join them."""
+        if self.package.manifest.golden is None:
+            return {}
+        requests = golden.read(self.package.path(self.package.manifest.golden.file))
+        if not requests or not self.signature.batched:
+            return requests[0].inputs if requests else {}
+        first = requests[0].inputs
+        same = [r.inputs for r in requests if all(r.inputs[n].shape[1:] == a.shape[1:] for n, a in first.items())]
+        return {name: np.concatenate([one[name] for one in same]) for name in first}
 
     def _run(self, calls: Sequence[Call]) -> list[Outcome]:
         """Runs calls together; when the model raises, halves them until the guilty stand alone."""
@@ -178,9 +205,27 @@ def join_padded(arrays: Sequence[Array], spec: TensorSpec) -> Array:
     return joined
 
 
-def _zeros(spec: TensorSpec, rows: int, batched: bool) -> Array:
-    shape = tuple(16 if dim == -1 else dim for dim in spec.shape)
+def _rows(samples: Sequence[Array], start: int, rows: int, batched: bool) -> list[Array]:
+    """Other rows each time: a processor learns the branches of rows that it sees again, and a tree looks 3 times faster."""
+    if not batched:
+        return list(samples)
+    return [sample.take(range(start, start + rows), axis=0, mode="wrap") for sample in samples]
+
+
+def _sample(spec: TensorSpec, batched: bool, recorded: Array | None, random: np.random.Generator) -> Array:
+    """Rows to measure on: numbers spread as the recorded ones are; other types as recorded, or zeros."""
+    if recorded is not None and (spec.type.kind != "float" or not batched or not spec.type.code):
+        return recorded
+    if recorded is not None:
+        shape, mean, spread = recorded.shape[1:], np.nanmean(recorded, axis=0), np.nanstd(recorded, axis=0)
+    else:
+        shape, mean, spread = tuple(16 if dim == -1 else dim for dim in spec.shape), np.float64(0), np.float64(1)
+    size = max(1, int(np.prod(shape)) * max(1, spec.type.size))
+    rows = min(1024, max(1, SAMPLE_BYTES // size))
     full = (rows, *shape) if batched else shape
     if spec.datatype == "BYTES":
         return np.full(full, b"", object)
-    return np.zeros(full, spec.type.dtype)
+    if spec.type.kind != "float" or not spec.type.code:
+        return np.zeros(full, spec.type.dtype)
+    sample: Array = np.nan_to_num(mean + spread * random.standard_normal(full)).astype(spec.type.dtype)
+    return sample

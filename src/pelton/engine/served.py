@@ -16,6 +16,7 @@ class Served:
         self.target = target
         self.name = replica.name
         self.version = replica.version
+        self.short_version = replica.version[:12]  # as people and headers name it
 
 
 class Directory:

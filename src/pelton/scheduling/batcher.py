@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from pelton.scheduling.inline import InlineGate
 from pelton.scheduling.latency import LatencyModel
 from pelton.types import QUEUED, RUNNING, Batch, Call
 
@@ -44,6 +45,7 @@ class Batcher:
     def __init__(self, policy: BatchPolicy, latency: LatencyModel) -> None:
         self.policy = policy
         self.latency = latency
+        self.inline = InlineGate(latency.points())
         self.rows = 0  # of live calls in the queue
         self._queues: dict[int, deque[Call]] = {0: deque()}
         self._order = [0]

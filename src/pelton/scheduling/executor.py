@@ -16,7 +16,6 @@ from typing import Final, Protocol
 from pelton.scheduling.batcher import Batcher
 from pelton.types import Batch, Call, Outcome
 
-INLINE_BELOW: Final = 0.0005  # seconds
 INLINE_BUDGET: Final = 0.001  # seconds of model time on the loop before sockets are looked at again
 
 Job = Callable[[], None]
@@ -124,6 +123,7 @@ class Executor:
     def _run_inline(self, lane: Lane, batch: Batch) -> None:
         outcomes = lane.run(batch)
         lane.running -= 1
+        lane.batcher.inline.ran_inline(batch.rows, batch.run_seconds)
         lane.finish(batch, outcomes, self._clock())
 
     def _run_in_thread(self, lane: Lane, batch: Batch) -> None:
@@ -142,6 +142,7 @@ class Executor:
     def _returned(self, lane: Lane, batch: Batch, outcomes: list[Outcome]) -> None:
         del self._busy[id(batch)]
         lane.running -= 1
+        lane.batcher.inline.ran_in_thread()
         lane.finish(batch, outcomes, self._clock())
         if self._ready and not self._pumping:
             # Behind the reads of this turn of the loop: callers that come right back join the next batch.
@@ -159,4 +160,4 @@ def _deadline(call: Call | None) -> float:
 
 def runs_inline(batcher: Batcher) -> bool:
     """Whether the batch that would leave now is short enough for the event loop."""
-    return batcher.latency.predict(min(batcher.rows, batcher.cap) or 1) < INLINE_BELOW
+    return batcher.inline.allows(min(batcher.rows, batcher.cap) or 1)

@@ -16,7 +16,8 @@ SPEED_RATE: Final = 0.08  # how fast the machine's speed is followed
 SPREAD_RATE: Final = 0.05
 OUTLIER: Final = 4.0  # a batch that took longer than this many times its prediction counts as this many times
 DEFAULT_SECONDS: Final = 0.001  # per row, before anything was measured
-NEAR_BEST: Final = 0.97  # a smaller batch is preferred while its rate is at least this share of the best
+BATCH_OVERHEAD: Final = 30e-6  # seconds that forming, starting and settling a batch cost beside the model
+NEAR_BEST: Final = 0.95  # a smaller batch is preferred while its rate is at least this share of the best
 
 
 class LatencyModel:
@@ -60,14 +61,14 @@ class LatencyModel:
         return self.predict(rows) * (1.0 + 2.0 * self._spread)
 
     def best_rows(self, max_rows: int, max_seconds: float) -> int:
-        """The smallest batch whose rate b/S(b) is close to the best one, within `max_rows` and S(b) <= `max_seconds`.
+        """The smallest batch whose rate b/(S(b) + overhead) is close to the best, within both bounds.
 
         Where the largest size tried is the best so far, twice that is allowed: load finds out whether it pays.
         """
         fitting = [b for b in self._sizes if b <= max_rows and self.predict(b) <= max_seconds]
         if not fitting:
             return 1
-        rates = {b: b / self.predict(b) for b in fitting}
+        rates = {b: b / (self.predict(b) + BATCH_OVERHEAD) for b in fitting}
         best = max(rates.values())
         chosen = next(b for b in fitting if rates[b] >= NEAR_BEST * best)
         if chosen == self._sizes[-1]:

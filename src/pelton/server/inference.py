@@ -107,7 +107,7 @@ class Inference:
                 answer.content_type,
                 len(body),
                 headers,
-                self._served.version.encode(),
+                self._served.short_version.encode(),
                 batch.rows,
                 (batch.started - call.queued) * 1e3,
                 batch.run_seconds * 1e3,

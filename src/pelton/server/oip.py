@@ -86,7 +86,7 @@ class OipCodec:
         self._fields = {field.name: field for field in replica.prepare.fields}
         self._preprocessed = bool(replica.package.manifest.preprocess)
         self._typed = self._typed_decoder()
-        self._head = b'{"model_name":%b,"model_version":%b' % (encode(served.name), encode(served.version))
+        self._head = b'{"model_name":%b,"model_version":%b' % (encode(served.name), encode(served.short_version))
         self._output_heads = tuple(
             b'{"name":%b,"datatype":"%b","shape":' % (encode(spec.name), spec.datatype.encode())
             for spec in replica.signature.outputs
