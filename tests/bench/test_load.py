@@ -58,22 +58,28 @@ def test_a_stall_is_charged_to_every_request_that_was_due_meanwhile(fake_server,
     class Releasing(Pool):
         stalled = None
         released = 0.0
+        submitted = 0
 
         def submit(self, intended: float) -> None:
             super().submit(intended)
-            if self.stalled is not None and self.under_way == 50:
+            self.submitted += 1
+            self.release_when_fifty_wait()
+
+        def release_when_fifty_wait(self) -> None:
+            if self.stalled is not None and self.submitted >= 50:
                 self.released, stalled = self.clock(), self.stalled
                 self.stalled = None
                 stalled.reply()
 
     async def main():
-        def stall_the_20th(exchange) -> None:
-            if len(server.exchanges) == 20:
+        def stall_the_first(exchange) -> None:
+            if len(server.exchanges) == 1:
                 pool.stalled = exchange
+                pool.release_when_fifty_wait()
             else:
                 exchange.reply()
 
-        async with fake_server(stall_the_20th) as server:
+        async with fake_server(stall_the_first) as server:
             pool = Releasing("127.0.0.1", server.port, [REQUEST], limit=1, timeout=PATIENT)
             window = await open_loop(pool, arrivals(500.0, 0.0, 100, seed=5), 0.0, over_after=PATIENT, give_up=False)
             await pool.close()
@@ -87,7 +93,7 @@ def test_a_stall_is_charged_to_every_request_that_was_due_meanwhile(fake_server,
     behind = due & (ended >= released)
     assert np.count_nonzero(behind) >= 50
     # From the moment of sending, those behind it look fast; from the intended time, they do not.
-    assert np.count_nonzero(behind & (columns["intended"] + columns["latency"] - columns["sent"] >= stall / 2)) == 1
+    assert np.count_nonzero(behind & (columns["intended"] + columns["latency"] - columns["sent"] >= stall / 2)) <= 1
     assert np.count_nonzero(columns["latency"] >= stall / 2) >= 10
     assert summarize(window, "probe", 1.0, 0.99).latency.p90 >= stall / 2 * 1e3
 
