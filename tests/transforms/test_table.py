@@ -105,6 +105,8 @@ def test_a_column_that_one_row_leaves_out_is_refused_unless_it_is_optional() -> 
     required = table(Column("a"), Column("b"), nan=True)
     assert "left out" in refused(required, "b", a=[1, 2], b=[1, msgspec.UNSET])
     assert "left out" in refused(required, "b", a=[1], b=[msgspec.UNSET])
+    for typed in (Column("b", "integer"), Column("b", "string", values=("x",), unknown=0)):
+        assert "left out" in refused(table(Column("a"), typed, nan=True), "b", a=[1], b=[msgspec.UNSET])
     optional = table(Column("a"), Column("b", required=False), nan=True)
     assert np.isnan(optional({"a": [1, 2], "b": [1, msgspec.UNSET]}).inputs[0][1, 1])
     assert np.isnan(optional({"a": [1]}).inputs[0][0, 1])

@@ -157,7 +157,6 @@ def _ctc(block: Ctc, spec: TensorSpec, package: Package) -> Callable[[Array], li
         best = scores.argmax(axis=2)
         starts = np.ones(best.shape, np.bool_)
         starts[:, 1:] = best[:, 1:] != best[:, :-1]
-        starts &= best != 0
         return ["".join([symbols[i] for i in row[kept].tolist()]) for row, kept in zip(best, starts, strict=True)]
 
     return decode

@@ -19,6 +19,7 @@ from pelton.types import Array, Fields, TensorSpec
 LOWEST, HIGHEST = 1_000, 192_000  # Hz
 LOUDEST: Final = 65536.0  # float files are meant to stay in -1 to 1; integers written as floats are let through
 _BLOCK: Final = 1 << 16  # frames
+_MP3_SLACK: Final = 2 * 1152  # frames: encoders and decoders differ about the first and last block
 _UNKNOWN_LENGTH: Final = 1 << 62
 
 
@@ -148,10 +149,11 @@ def _other(data: memoryview, where: str, max_seconds: float) -> tuple[Array, int
             rate, frames = file.samplerate, file.frames
             _check_length(rate, frames, where, max_seconds)
             samples = _blocks(file, rate, where, max_seconds)
-            exact = file.format in ("WAV", "WAVEX", "FLAC") and frames < _UNKNOWN_LENGTH
+            counted = file.format != "MP3" or _counts_frames(data)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidInput(f"{where}: the sound is damaged or of an unknown kind ({error})") from None
-    if exact and len(samples) < frames:
+    slack = _MP3_SLACK if file.format == "MP3" else 0
+    if counted and len(samples) + slack < frames < _UNKNOWN_LENGTH:
         raise InvalidInput(f"{where}: the sound is cut short: {len(samples)} of {frames} frames")
     return samples, rate
 
@@ -167,6 +169,16 @@ def _blocks(file: Any, rate: int, where: str, max_seconds: float) -> Array:
         frames += len(block)
         _check_length(rate, frames, where, max_seconds)
         parts.append(block[:, 0].copy() if block.shape[1] == 1 else block.mean(axis=1))
+
+
+def _counts_frames(data: memoryview) -> bool:
+    """Whether an MP3 tells its length (a Xing or Info block in its first frame); otherwise libsndfile only guesses."""
+    start = 0
+    if bytes(data[:3]) == b"ID3" and len(data) >= 10:
+        a, b, c, d = data[6:10]
+        start = 10 + (a << 21 | b << 14 | c << 7 | d)
+    head = bytes(data[start : start + 200])
+    return b"Xing" in head or b"Info" in head
 
 
 def _check_last_page(data: memoryview, where: str) -> None:
