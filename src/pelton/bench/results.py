@@ -90,7 +90,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A whole bench. `held`: the confirmed highest rate in requests/s, None where none was confirmed.
 
-    `capacity`: the most answers inside the target in one second of any step.
+    `capacity`: the most answers per second of any step but the overload, inside the target or not.
     """
 
     name: str

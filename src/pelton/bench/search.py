@@ -56,7 +56,7 @@ class Seen(msgspec.Struct, frozen=True):
     rate: float
     requests: int
     over: int
-    good: float = 0.0  # answers per second inside the target
+    answered: float = 0.0  # per second
 
 
 def next_ask(plan: Plan, capacity: float, history: Sequence[Seen]) -> Ask | None:
@@ -163,7 +163,7 @@ def _fixed(plan: Plan, capacity: float, history: Sequence[Seen]) -> Ask | None:
 def _overload(plan: Plan, capacity: float, history: Sequence[Seen]) -> Ask | None:
     if not plan.overload or any(seen.kind == "overload" for seen in history):
         return None
-    most = max([capacity, *(seen.good for seen in history)])
+    most = max([capacity, *(seen.answered for seen in history)])
     return Ask("overload", most * plan.overload, _count(plan, most * plan.overload, plan.step_seconds, PROBE_OVER))
 
 
@@ -217,7 +217,7 @@ async def _bench(target: Target, plan: Plan, progress: Callable[[str], None]) ->
         environment=describe_machine(),
         command=plan.command or shlex.join(sys.orig_argv),
         steps=steps,
-        capacity=max(step.good for step in steps),
+        capacity=max(step.answered for step in steps if step.kind != "overload"),
         held=held,
         claim=claim(plan, target.p99_ms, steps, held),
         notes=notes(plan, target.p99_ms, steps, limit),
@@ -254,7 +254,7 @@ async def _open_steps(
 
 
 def _seen(step: Step) -> Seen:
-    return Seen(step.kind, step.offered, step.requests, step.over, step.good)
+    return Seen(step.kind, step.offered, step.requests, step.over, step.answered)
 
 
 def _line(step: Step) -> str:
