@@ -9,7 +9,7 @@ from typing import Final
 
 WIDTH: Final = 480
 HEIGHT: Final = 300
-LEFT: Final = 54
+LEFT: Final = 66
 RIGHT: Final = 16
 TOP: Final = 14
 BOTTOM: Final = 44

@@ -256,7 +256,7 @@ def _goodput_chart(report: Report) -> str:
     most = max(step.offered for step in steps)
     x = x_axis(0, most * 1.06)
     y = y_axis(0, max(report.capacity, *(step.good for step in steps)) * 1.12)
-    parts = [line(x, y, [(0.0, 0.0), (min(most, y.high), min(most, y.high))], "rule")]
+    parts = [line(x, y, [(0.0, 0.0), (min(most, y.high), min(most, y.high))], "c3")]
     points = [(step.offered, step.good) for step in steps]
     parts.append(line(x, y, points, "c1"))
     for step, point in zip(steps, points, strict=True):
@@ -267,7 +267,7 @@ def _goodput_chart(report: Report) -> str:
         "When more comes than it can do",
         text,
         frame(x, y, "requests/s offered", "answers/s inside the target", parts, title="Goodput against load"),
-        (("inside the target", "c1"), ("offered", "rule")),
+        (("inside the target", "c1"), ("offered", "c3")),
     )
 
 
