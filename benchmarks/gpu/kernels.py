@@ -125,6 +125,16 @@ def decode_section(flash: bool) -> None:
         decode_variants(256, 16, 256, torch.bfloat16, [shape(64, 4, 3, 2112)], flash)
 
 
+def decode_fp8_section() -> None:
+    shape = decode_attention.DecodeShape
+    for block, tiles in ((64, (64,)), (128, (64, 128))):
+        grid = [
+            shape(tile, warps, stages, programs)
+            for tile, warps, stages, programs in itertools.product(tiles, (2, 4, 8), (3, 5, 7), (528, 1056))
+        ]
+        decode_variants(256, 32, block, reference.FP8, grid, False)
+
+
 def linear_section() -> None:
     shapes = [
         thin_linear.ThinShape(outs, depth, warps, stages)

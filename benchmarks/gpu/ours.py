@@ -43,8 +43,14 @@ def offline(engine: LmEngine, name: str, work: list[tuple[list[int], int]] | Non
         engine.add(LmRequest(str(i), tuple(prompt), out))
     got: Counter[str] = Counter()
     steps, busy, prefill_steps, prefill_busy = 0, 0.0, 0, 0.0
+    walls: dict[str, list[float]] = {"prefill": [], "1-31": [], "32-95": [], "96-256": []}
+    before = time.perf_counter()
     while engine.has_work():
         report = engine.step()
+        now, rows = time.perf_counter(), len(report.shares)
+        kind = "prefill" if report.prefill_tokens else "1-31" if rows < 32 else "32-95" if rows < 96 else "96-256"
+        walls[kind] += (now - before, report.seconds)
+        before = now
         steps += 1
         busy += report.seconds
         if report.prefill_tokens:
@@ -57,6 +63,10 @@ def offline(engine: LmEngine, name: str, work: list[tuple[list[int], int]] | Non
     assert all(got[str(i)] == out for i, (_, out) in enumerate(work)), "a request has the wrong number of tokens"
     engine.scheduler.check()
     detail = f"{steps} steps, device busy {busy:.2f} s; prefill {prefill_steps} steps {prefill_busy:.2f} s"
+    for kind, pairs in walls.items():
+        count = max(1, len(pairs) // 2)
+        wall, device = sum(pairs[::2]), sum(pairs[1::2])
+        print(f"      {kind:8s} {count:5d} steps, wall {wall:.3f} s, device {device:.3f} s, {device / count * 1e3:.3f} ms each")
     return Outcome(name, sum(got.values()), seconds, detail)
 
 
@@ -137,3 +147,66 @@ def host_times(engine: LmEngine, rows: int = 256) -> None:
         engine.cancel(f"h{i}")
     while engine.has_work():
         engine.step()
+
+
+def step_time(engine: LmEngine, rows: int, context: int = 1000) -> float:
+    """Median device seconds of one captured decode step, `rows` sequences of about `context` tokens."""
+    runner = engine.runner
+    generator = torch.Generator("cuda").manual_seed(3)
+    runner.capture([rows])
+    batch = runner._static_batch(rows)
+    lengths = torch.randint(context // 2, context * 3 // 2, (rows,), generator=generator, device="cuda")
+    batch.positions.copy_(lengths)
+    batch.ids.copy_(torch.randint(0, 9000, (rows,), generator=generator, device="cuda"))
+    batch.slots.copy_(torch.arange(rows, device="cuda"))
+    blocks = torch.randperm(runner.memory.blocks, generator=generator, device="cuda")
+    width = min(runner.table.shape[1], runner.memory.blocks // runner.table.shape[0])
+    runner.table[:, :width] = blocks[: runner.table.shape[0] * width].view(-1, width)
+    graph, _ = runner._graphs[rows]
+    times = []
+    for _ in range(12):
+        begun, done = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begun.record()
+        graph.replay()
+        done.record()
+        done.synchronize()
+        times.append(begun.elapsed_time(done) / 1000)
+    return sorted(times)[len(times) // 2]
+
+
+def tune(engine: LmEngine, label: str) -> None:
+    """Step time under each switch; the choice that is kept is the fastest."""
+    from pelton.runtimes.lm.kernels.decode_attention import DecodeShape
+    from pelton.runtimes.lm.kernels.launch import Chaining
+    from pelton.runtimes.lm.kernels.thin_linear import ThinShape
+
+    ops, attention = engine.model.ops, engine.model.attention
+    own = getattr(attention, "own", attention)
+
+    def line(name: str, sizes: tuple[int, ...]) -> None:
+        print(f"   {label} {name:52s}", *(f"{rows}: {step_time(engine, rows) * 1e3:.3f} ms" for rows in sizes), flush=True)
+
+    for enabled in (False, True):
+        Chaining.enabled = enabled
+        line(f"chained launches {enabled}", (1, 4, 16, 64, 256))
+    rows_kept, rows_kept8 = ops.thin_rows, ops.thin_rows_fp8
+    for rows in (0, 16):
+        ops.thin_rows = ops.thin_rows_fp8 = rows
+        line(f"thin up to {rows} rows", (1, 4, 16))
+    ops.thin_rows, ops.thin_rows_fp8 = rows_kept, rows_kept8
+    kept = ops.thin_shape
+    for shape in (
+        ThinShape(ahead=0), ThinShape(ahead=1024), ThinShape(ahead=4096), ThinShape(ahead=8192),
+        ThinShape(32, 512, 4, 6), ThinShape(32, 256, 4, 6), ThinShape(16, 512, 4, 6), ThinShape(16, 1024, 4, 4),
+        ThinShape(64, 256, 4, 5),
+    ):  # fmt: skip
+        ops.thin_shape = shape
+        line(str(shape), (1, 4))
+    ops.thin_shape = kept
+    shape_kept = own.decode_shape
+    for decode in (DecodeShape(programs=264), DecodeShape(programs=1056), DecodeShape(64, 4, 4), DecodeShape(64, 2, 4),
+                   DecodeShape(64, 1, 5), DecodeShape(32, 2, 6), DecodeShape(64, 4, 6), DecodeShape(64, 8, 5)):  # fmt: skip
+        own.decode_shape = decode
+        line(str(decode), (1, 64, 256))
+    own.decode_shape = shape_kept
+    engine.runner.capture()

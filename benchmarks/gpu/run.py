@@ -44,12 +44,25 @@ def engine_section(size: str, fp8: bool, detail: bool = True) -> None:
     release()
 
 
+def tune_section(size: str, fp8: bool) -> None:
+    engine = ours.build(size, fp8_weights=fp8, fp8_kv=fp8, cuda_graphs=True)
+    ours.tune(engine, f"{size} {'fp8' if fp8 else 'bf16'}")
+    print(ours.offline(engine, f"ours {size} {'fp8' if fp8 else 'bf16'}"), flush=True)
+    print(ours.single(engine, f"ours {size} {'fp8' if fp8 else 'bf16'} single stream"), flush=True)
+    del engine
+    release()
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "kernels": lambda: kernels.run(flash=True),
     "small": kernels.small_section,
     "decode": lambda: kernels.decode_section(flash_available()),
+    "decode-fp8": kernels.decode_fp8_section,
     "prefill": lambda: kernels.prefill_section(True),
     "linear": kernels.linear_section,
+    "tune-0.6b": lambda: tune_section("0.6b", False),
+    "tune-8b": lambda: tune_section("8b", False),
+    "tune-8b-fp8": lambda: tune_section("8b", True),
     "engine-0.6b": lambda: engine_section("0.6b", False),
     "engine-8b": lambda: engine_section("8b", False),
     "engine-8b-fp8": lambda: engine_section("8b", True),

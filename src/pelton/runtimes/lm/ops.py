@@ -120,7 +120,8 @@ class TritonOps:
 
         self._elementwise, self._thin = elementwise, thin_linear
         self.thin_shape = thin_linear.ThinShape()
-        self.thin_rows = thin_linear.MAX_ROWS
+        self.thin_rows = 4  # with more rows the library is as fast ...
+        self.thin_rows_fp8 = thin_linear.MAX_ROWS  # ... except in float8
 
     def embed(
         self, weights: torch.Tensor, ids: torch.Tensor, slots: torch.Tensor, last: torch.Tensor, scale: float
@@ -136,8 +137,7 @@ class TritonOps:
         return Quantized(*self._elementwise.gated(x, gelu, quantize))
 
     def linear(self, x: Quantized, linear: Linear, dtype: torch.dtype) -> torch.Tensor:
-        thin = x.values.shape[0] <= self.thin_rows
-        if thin:
+        if x.values.shape[0] <= (self.thin_rows_fp8 if linear.fp8 else self.thin_rows):
             return self._thin.thin_linear(
                 x.values, linear.weight, linear.bias, self.thin_shape, x.scale, linear.scale, dtype
             )

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from pelton.runtimes.lm.kernels.launch import chained
 
 
 @triton.jit
@@ -20,7 +23,11 @@ def _decode_part(
     scale, v_offset, q_stride, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -74,7 +81,13 @@ def _decode_part(
 
 
 @triton.jit
-def _combine(part_ptr, lse_ptr, out_ptr, SPLITS: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr):
+def _combine(
+    part_ptr, lse_ptr, out_ptr,
+    SPLITS: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     line = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, PADDED)
     dims = tl.arange(0, DIM)
@@ -95,8 +108,8 @@ class DecodeShape:
     """How the decode kernel is cut: found by measurement (benchmarks/gpu)."""
 
     tile: int = 64
-    warps: int = 4
-    stages: int = 3
+    warps: int = 2
+    stages: int = 5
     programs: int = 132 * 4  # how many programs fill the chip; more splits than that do not pay
     max_splits: int = 32
 
@@ -132,9 +145,9 @@ def decode_attention(
         scale, cache.stride(0), q.stride(0), table.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
         DIM=dim, BLOCK=block, TILE=min(shape.tile, block), SPLITS=splits, WINDOW=window,
-        num_warps=shape.warps, num_stages=shape.stages,
+        num_warps=shape.warps, num_stages=shape.stages, **chained(q),
     )  # fmt: skip
     if splits > 1:
         _combine[(rows * heads,)](
-            parts, lse, out, SPLITS=splits, PADDED=triton.next_power_of_2(splits), DIM=dim, num_warps=2
+            parts, lse, out, SPLITS=splits, PADDED=triton.next_power_of_2(splits), DIM=dim, num_warps=2, **chained(q)
         )

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from pelton.runtimes.lm.kernels.launch import chained
 
 FP8_MAX = 448.0  # of float8_e4m3fn
 
@@ -15,8 +18,11 @@ FP8_MAX = 448.0  # of float8_e4m3fn
 @triton.jit
 def _norm(
     x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, eps, size,
-    WIDTH: tl.constexpr, ADD: tl.constexpr, QUANTIZE: tl.constexpr,
+    WIDTH: tl.constexpr, ADD: tl.constexpr, QUANTIZE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
     inside = at < size
@@ -37,8 +43,12 @@ def _norm(
 
 @triton.jit
 def _gate(
-    x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr, GELU: tl.constexpr, QUANTIZE: tl.constexpr
+    x_ptr, out_ptr, scale_ptr, size,
+    WIDTH: tl.constexpr, GELU: tl.constexpr, QUANTIZE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = at < size
@@ -62,8 +72,11 @@ def _rope_store(
     qkv_ptr, q_ptr, cache_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, table_ptr, slot_ptr, position_ptr,
     eps, v_offset, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    TILE: tl.constexpr, NORM: tl.constexpr,
+    TILE: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     position = tl.load(position_ptr + row)
     if position >= 0:
@@ -130,7 +143,7 @@ def rms_norm(
     width = triton.next_power_of_2(size)
     _norm[(rows,)](
         x, x if residual is None else residual, weight, out, x if scale is None else scale, eps, size,
-        WIDTH=width, ADD=residual is not None, QUANTIZE=quantize, num_warps=_warps(width),
+        WIDTH=width, ADD=residual is not None, QUANTIZE=quantize, num_warps=_warps(width), **chained(x),
     )  # fmt: skip
     return out, scale
 
@@ -143,7 +156,7 @@ def gated(x: torch.Tensor, gelu: bool, quantize: bool = False) -> tuple[torch.Te
     width = triton.next_power_of_2(size) if quantize else min(1024, triton.next_power_of_2(size))
     _gate[(rows, triton.cdiv(size, width))](
         x, out, x if scale is None else scale, size,
-        WIDTH=width, GELU=gelu, QUANTIZE=quantize, num_warps=_warps(width) if quantize else 4,
+        WIDTH=width, GELU=gelu, QUANTIZE=quantize, num_warps=_warps(width) if quantize else 4, **chained(x),
     )  # fmt: skip
     return out, scale
 
@@ -173,12 +186,18 @@ def rope_and_store(
         qkv, q, cache, q_weight, k_weight, cos_sin[0], cos_sin[1], table, slots, positions,
         eps, cache.stride(0), table.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, BLOCK=block, TILE=tile, NORM=norms is not None, num_warps=2,
+        **chained(qkv),
     )  # fmt: skip
     return q
 
 
 @triton.jit
-def _argmax_part(logits_ptr, value_ptr, index_ptr, vocab, stride, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+def _argmax_part(
+    logits_ptr, value_ptr, index_ptr, vocab, stride, PARTS: tl.constexpr, WIDTH: tl.constexpr, CHAINED: tl.constexpr
+):  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     span = tl.cdiv(tl.cdiv(vocab, PARTS), WIDTH) * WIDTH
@@ -199,7 +218,10 @@ def _argmax_part(logits_ptr, value_ptr, index_ptr, vocab, stride, PARTS: tl.cons
 
 
 @triton.jit
-def _argmax_final(value_ptr, index_ptr, out_ptr, last_ptr, slot_ptr, PARTS: tl.constexpr):
+def _argmax_final(value_ptr, index_ptr, out_ptr, last_ptr, slot_ptr, PARTS: tl.constexpr, CHAINED: tl.constexpr):
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0)
     lanes = tl.arange(0, PARTS)
     values = tl.load(value_ptr + row * PARTS + lanes)
@@ -222,14 +244,19 @@ def greedy_and_remember(logits: torch.Tensor, last: torch.Tensor, slots: torch.T
     indices = torch.empty((rows, parts), dtype=torch.int32, device=logits.device)
     out = torch.empty(rows, dtype=torch.int32, device=logits.device)
     _argmax_part[(rows, parts)](
-        logits, values, indices, vocab, logits.stride(0), PARTS=parts, WIDTH=1024, num_warps=4
+        logits, values, indices, vocab, logits.stride(0), PARTS=parts, WIDTH=1024, num_warps=4, **chained(logits)
     )
-    _argmax_final[(rows,)](values, indices, out, last, slots, PARTS=parts, num_warps=1)
+    _argmax_final[(rows,)](values, indices, out, last, slots, PARTS=parts, num_warps=1, **chained(logits))
     return out
 
 
 @triton.jit
-def _embed(table_ptr, id_ptr, slot_ptr, last_ptr, out_ptr, scale, size, WIDTH: tl.constexpr):
+def _embed(
+    table_ptr, id_ptr, slot_ptr, last_ptr, out_ptr, scale, size, WIDTH: tl.constexpr, CHAINED: tl.constexpr
+):  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     token = tl.load(id_ptr + row)
     if token < 0:
@@ -248,13 +275,16 @@ def embed(
     out = torch.empty((ids.shape[0], size), dtype=weights.dtype, device=weights.device)
     width = min(2048, triton.next_power_of_2(size))
     _embed[(ids.shape[0], triton.cdiv(size, width))](
-        weights, ids, slots, last, out, scale, size, WIDTH=width, num_warps=4
+        weights, ids, slots, last, out, scale, size, WIDTH=width, num_warps=4, **chained(weights)
     )
     return out
 
 
 @triton.jit
-def _quantize(x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr):
+def _quantize(x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr, CHAINED: tl.constexpr):
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
     x = tl.load(x_ptr + row * size + at, mask=at < size, other=0.0).to(tl.float32)
@@ -269,5 +299,5 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     width = triton.next_power_of_2(size)
-    _quantize[(rows,)](x, out, scale, size, WIDTH=width, num_warps=_warps(width))
+    _quantize[(rows,)](x, out, scale, size, WIDTH=width, num_warps=_warps(width), **chained(x))
     return out, scale

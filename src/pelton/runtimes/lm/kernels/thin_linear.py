@@ -11,14 +11,18 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from pelton.runtimes.lm.kernels.launch import chained
 
 MAX_ROWS = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _thin(
     x_ptr, w_ptr, bias_ptr, out_ptr, x_scale_ptr, w_scale_ptr, rows, outs, size,
     ROWS: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr,
+    AHEAD: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
     n = tl.program_id(0) * TN + tl.arange(0, TN)
@@ -27,6 +31,15 @@ def _thin(
     acc = tl.zeros([ROWS, TN], tl.float32)
     w_at = w_ptr + n[:, None].to(tl.int64) * size + k[None, :]
     x_at = x_ptr + row[:, None] * size + k[None, :]
+    if CHAINED:
+        # Weights do not depend on the kernel before: have them on their way to the L2 while it still runs.
+        if AHEAD > 0:
+            lines = w_ptr + n[:, None].to(tl.int64) * size + (tl.arange(0, AHEAD) * LINE)[None, :]
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
+            )
+        gdc_wait()
+        gdc_launch_dependents()
     for at in range(0, size, TK):
         inside = at + k < size
         w = tl.load(w_at, mask=n_in[:, None] & inside[None, :], other=0.0)
@@ -49,12 +62,13 @@ def _thin(
 
 @dataclass(frozen=True, slots=True)
 class ThinShape:
-    """How the kernel is cut: found by measurement (benchmarks/gpu). `depth` in bytes of one weight row."""
+    """How the kernel is cut: found by measurement (benchmarks/gpu). `depth` and `ahead` in bytes of a weight row."""
 
-    outs: int = 16
-    depth: int = 1024
+    outs: int = 32
+    depth: int = 512
     warps: int = 4
     stages: int = 4
+    ahead: int = 2048  # fetched into the L2 before the kernel's input is ready
 
 
 def thin_linear(
@@ -72,10 +86,13 @@ def thin_linear(
     outs = weight.shape[0]
     out = torch.empty((rows, outs), dtype=out_dtype or x.dtype, device=x.device)
     fp8 = x_scale is not None
+    element = weight.element_size()
+    ahead = min(shape.ahead, size * element)
+    ahead = triton.next_power_of_2(ahead // 128 + 1) // 2 if outs % shape.outs == 0 else 0
     _thin[(triton.cdiv(outs, shape.outs),)](
         x, weight, x if bias is None else bias, out, x if x_scale is None else x_scale,
         x if w_scale is None else w_scale, rows, outs, size,
-        ROWS=MAX_ROWS, TN=shape.outs, TK=shape.depth // weight.element_size(), BIAS=bias is not None, FP8=fp8,
-        num_warps=shape.warps, num_stages=shape.stages,
+        ROWS=MAX_ROWS, TN=shape.outs, TK=shape.depth // element, BIAS=bias is not None, FP8=fp8,
+        AHEAD=ahead, LINE=128 // element, num_warps=shape.warps, num_stages=shape.stages, **chained(x),
     )  # fmt: skip
     return out
