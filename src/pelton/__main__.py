@@ -1,0 +1,5 @@
+import sys
+
+from pelton.cli import main
+
+sys.exit(main())
