@@ -65,8 +65,8 @@ def running(pid: int) -> bool:
         ("os._exit(9)", "exit code 9"),
         ("os.closerange(3, 1000)", "exit code 1"),
         (
-            "[os.write(int(n), b'x' * 100) for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + n) and n > '2']; time.sleep(60)",
-            "ended",
+            "import glob; [os.write(int(os.path.basename(n)), b'x' * 100) for n in glob.glob('/proc/self/fd/*') if os.path.islink(n) and os.readlink(n).startswith('socket:')]; time.sleep(60)",
+            "killed by SIGKILL",
         ),
     ],
 )

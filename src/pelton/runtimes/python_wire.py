@@ -5,8 +5,12 @@
 The header is msgpack (`Header`), the body raw tensors at offsets that are multiples of 64; nothing is pickled.
 Bodies over INLINE bytes lie in a shared memory file (Linux: memfd, not limited by the size of /dev/shm and gone with
 its last user) that is made once, passed along with the first frame that needs it, and reused. Where there is no memfd
-they follow on the socket. Round trips of one tensor with an echoing class, 2 cores, medians of three runs:
-see MEASURED at the end of this docstring.
+they follow on the socket.
+
+Measured round trips of one tensor through `run` with an echoing class, on a shared 2-core machine (November 2026, median
+of three medians; most of the first is two process wake-ups): 1 KB 0.24 ms, 64 KB 0.28 ms, 1 MB 0.45 ms, 20 MB 10 ms.
+A bare prototype of both ways, without Python classes around it: 1 MB 0.79-1.0 ms on the socket and 0.28-0.32 ms in shared
+memory that the receiver reads in place; 20 MB 10-12 ms and 7 ms; up to 64 KB no difference.
 """
 
 from __future__ import annotations
