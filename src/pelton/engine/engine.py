@@ -15,7 +15,7 @@ from functools import partial
 from pelton.engine.account import error_kind, record_of
 from pelton.engine.pieces import Pieces
 from pelton.engine.served import Directory, Served
-from pelton.errors import Cancelled, Draining, ModelFailed, PeltonError, Refused, TooLarge
+from pelton.errors import Cancelled, Draining, ModelFailed, PeltonError, Refused, TooLarge, Unsupported
 from pelton.records import Ledger, Record
 from pelton.replicas import Replica, bucket, target_seconds
 from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, Scheduler
@@ -139,7 +139,12 @@ class Engine:
             self._settle(served.replica, call, result)
             return
         call.inputs, call.counts, call.fields = result.inputs, result.counts, None
-        call.rows = len(result.inputs[0]) if served.replica.signature.batched else 1
+        call.rows = len(result.inputs[0])
+        if not served.replica.signature.batched:
+            if call.rows != 1:
+                self._settle(served.replica, call, Unsupported("this model takes one instance per call"))
+                return
+            call.inputs = [array[0] for array in call.inputs]
         self._schedule(served, call, 0.0)
 
     # ---- schedule
@@ -153,7 +158,7 @@ class Engine:
                 self._schedule_pieces(served, call)
             else:
                 scheduler.submit(call, self.clock(), returned_after)
-        except (Refused, TooLarge) as error:
+        except (Refused, TooLarge, Unsupported) as error:
             self._settle(served.replica, call, error)
 
     def _schedule_pieces(self, served: Served, call: Call) -> None:
