@@ -54,8 +54,11 @@ def package(model: Any, example: Any, registry: Registry, options: Options) -> P
     Raises SourceInvalid (no such model, or unusable rows), Disagrees (the first row and both values), ExtraMissing."""
     if not options.name:
         raise InvalidInput("give the model a name: package(model, example=X, name='churn')")
-    frame = frame_of(example, needs_columns=_reads_columns(model))
-    fitted = describe(model)
+    return package_frame(describe(model), frame_of(example, needs_columns=_reads_columns(model)), registry, options)
+
+
+def package_frame(fitted: Fitted, frame: Frame, registry: Registry, options: Options) -> Package:
+    """The same for rows that are a frame already."""
     with draft() as folder:
         proto = convert(fitted, frame)
         (folder / FILE).write_bytes(proto.SerializeToString())
@@ -71,7 +74,7 @@ def package(model: Any, example: Any, registry: Registry, options: Options) -> P
             "onnx",
             FILE,
             msgspec.structs.replace(signature, inputs=inputs),
-            source=f"{type(model).__module__}.{type(model).__qualname__}",
+            source=f"{type(fitted.model).__module__}.{type(fitted.model).__qualname__}",
             preprocess=frame.blocks,
             postprocess=_postprocess(signature, fitted.classes),
             example=frame.example(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -57,12 +56,9 @@ def name_from(text: str) -> str:
 
 
 def place(source: Path, target: Path) -> None:
-    """Puts a file into a draft: by a second link where the disk is the same, otherwise by a copy."""
+    """Copies a file into a draft. (A second link would do, but drafts rewrite files, and this one may be the user's.)"""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    shutil.copyfile(source, target)
 
 
 def finish(folder: Path, manifest: Manifest, rows: Rows | None, registry: Registry, options: Options) -> Package:

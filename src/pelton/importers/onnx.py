@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -65,14 +65,18 @@ def collect(path: Path, folder: Path) -> onnx_file.OnnxFile:
     return described
 
 
-def learn(file: Path, example: Path | None) -> Learned:
-    """Reads the signature and runs the model on one row, on three, and on other sizes, to learn what the file leaves
+def learn(file: Path, example: Path | None, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Learned:
+    """`shapes`: row shapes of inputs that are known from elsewhere. Reads the signature and runs the model on one row, on three, and on other sizes, to learn what the file leaves
     open: output shapes, and whether it takes several rows at all. Raises SourceInvalid where no example runs."""
     session = open_session(file, threads=1)
     found, fixed = inspect(session)
     described = onnx_file.read(file)
     inputs = tuple(
-        msgspec.structs.replace(spec, nan=spec.type.kind == "float" and described.reads_nan(spec.name))
+        msgspec.structs.replace(
+            spec,
+            nan=spec.type.kind == "float" and described.reads_nan(spec.name),
+            shape=(shapes or {}).get(spec.name, spec.shape),
+        )
         for spec in found.inputs
     )
     found = msgspec.structs.replace(found, inputs=inputs)

@@ -41,15 +41,23 @@ class Frame(msgspec.Struct, frozen=True):
         if not self.numeric:
             return None
         few = self.original[:32]
+        plain = isinstance(few, np.ndarray)
         parts = []
         for column in (*self.numeric[:columns], list(self.numeric)):
             part = few.copy()
-            if self.blocks:
-                part[column] = np.nan
-            else:
+            if plain:
                 part[:, column] = np.nan
+            else:
+                part[column] = np.nan
             parts.append(part)
-        return self.remake(importlib.import_module("pandas").concat(parts) if self.blocks else np.concatenate(parts))
+        return self.remake(np.concatenate(parts) if plain else importlib.import_module("pandas").concat(parts))
+
+
+def named(frame: Frame, names: Sequence[str]) -> Frame:
+    """A frame made of an array, with the names that the model has for its columns."""
+    columns = tuple(Column(name) for name in names)
+    row = {name: float(f"{value:.7g}") for name, value in zip(names, frame.rows[MATRIX][0], strict=True)}
+    return msgspec.structs.replace(frame, blocks=(Table(columns, fills=MATRIX),), shown=lambda: row)
 
 
 def frame_of(example: Any, needs_columns: bool) -> Frame:
