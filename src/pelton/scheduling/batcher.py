@@ -53,6 +53,7 @@ class Batcher:
         self._until_recompute = 0
         self.cap = 1
         self.full_seconds = 0.0
+        self.inline_rows = 0  # batches up to this size run on the event loop
         self._return_time = 0.0  # seconds after which answered callers come back, and how much that varies
         self._return_spread = 0.0
         self._returning = 0.0  # share of calls that come from a caller answered just before
@@ -65,6 +66,7 @@ class Batcher:
         policy = self.policy
         self.cap = self.latency.best_rows(policy.max_rows, policy.target / 2)
         self.full_seconds = self.latency.predict_high(self.cap)
+        self.inline_rows = self.inline.largest(self.cap)
         self._until_recompute = RECOMPUTE_EVERY
 
     def push(self, call: Call, returned_after: float = 0.0) -> None:

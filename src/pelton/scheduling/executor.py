@@ -160,4 +160,5 @@ def _deadline(call: Call | None) -> float:
 
 def runs_inline(batcher: Batcher) -> bool:
     """Whether the batch that would leave now is short enough for the event loop."""
-    return batcher.inline.allows(min(batcher.rows, batcher.cap) or 1)
+    inline_rows = batcher.inline_rows
+    return inline_rows >= batcher.cap or 0 < batcher.rows <= inline_rows or (not batcher.rows and inline_rows > 0)

@@ -25,9 +25,14 @@ class InlineGate:
         self._possible = bool(points)
         self._in_threads = 0
 
-    def allows(self, rows: int) -> bool:
-        """Whether a batch of `rows` should run on the loop."""
-        return self._possible and self._alone.predict(rows) < INLINE_BELOW
+    def largest(self, cap: int) -> int:
+        """The largest batch, up to `cap` rows, that should run on the loop; 0: none."""
+        if not self._possible:
+            return 0
+        rows = cap
+        while rows and self._alone.predict(rows) >= INLINE_BELOW:
+            rows -= 1
+        return rows
 
     def ran_inline(self, rows: int, seconds: float) -> None:
         self._alone.observe(rows, seconds)

@@ -34,8 +34,8 @@ class Scheduler:
     def submit(self, call: Call, now: float, returned_after: float = 0.0) -> None:
         """Queues a call, or raises Overloaded when its answer would be late."""
         batcher = self.batcher
-        if batcher.rows or self.running:
-            self.admit(call, now)
+        if self.running or batcher.rows + call.rows > batcher.cap:
+            self.admit(call, now)  # else the call joins the next batch, which is bounded to half of the target
         self.enqueue(call, now, returned_after)
 
     def enqueue(self, call: Call, now: float, returned_after: float = 0.0) -> None:
