@@ -183,6 +183,9 @@ class Engine:
         if len(outcomes) != len(calls):
             failure = ModelFailed(f"model {replica.name!r}: {len(outcomes)} answers for {len(calls)} calls")
             outcomes = [failure] * len(calls)
+        # A call knows its batch from here on, and the batch forgets its calls: a cycle would leave every request to the
+        # garbage collector, which costs more than answering it.
+        batch.calls = []
         for call, outcome in zip(calls, outcomes, strict=True):
             call.batch = batch
             self._settle(replica, call, outcome)

@@ -20,6 +20,7 @@ from pelton.types import QUEUED, RUNNING, Batch, Call
 RECOMPUTE_EVERY: Final = 64  # batches between two looks at the best batch size
 RETURN_RATE: Final = 0.05
 MIN_FIXED_SHARE: Final = 0.5  # waiting for returning callers pays only where the fixed cost dominates
+INLINE_WORTH: Final = 0.7  # of the best rate: what a batch on the loop may lose and still beat the hop to a thread
 SLACK_SHARE: Final = {"latency": 0.0, "balanced": 0.5, "cost": 0.9}
 
 
@@ -65,9 +66,14 @@ class Batcher:
         """Looks again for the best batch size; done every few batches, since S(b) changes slowly."""
         policy = self.policy
         self.cap = self.latency.best_rows(policy.max_rows, policy.target / 2)
-        self.full_seconds = self.latency.predict_high(self.cap)
         self.inline_rows = self.inline.largest(self.cap)
+        if 0 < self.inline_rows < self.cap and self._rate(self.inline_rows) > INLINE_WORTH * self._rate(self.cap):
+            self.cap = self.inline_rows  # smaller batches on the loop beat larger ones in a thread
+        self.full_seconds = self.latency.predict_high(self.cap)
         self._until_recompute = RECOMPUTE_EVERY
+
+    def _rate(self, rows: int) -> float:
+        return rows / self.latency.predict(rows)
 
     def push(self, call: Call, returned_after: float = 0.0) -> None:
         """Queues a call. `returned_after`: seconds since this caller's last answer, 0 for a new one."""

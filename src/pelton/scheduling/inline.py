@@ -11,7 +11,7 @@ from typing import Final
 
 from pelton.scheduling.latency import LatencyModel
 
-INLINE_BELOW: Final = 0.0005  # seconds: 38 % more throughput for small models than a thread hop
+INLINE_BELOW: Final = 0.0007  # seconds: below, a hop to a thread and back costs more than it frees the loop
 RETRY_AFTER: Final = 1000  # batches in threads, then one on the loop again
 
 

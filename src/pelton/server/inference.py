@@ -79,6 +79,7 @@ class Inference:
             self._engine.cancel(self._served, self.call)
 
     def _done(self, call: Call) -> None:
+        self.call = None  # no cycle: the call holds this exchange through `done`
         outcome = call.outcome
         if isinstance(outcome, list):
             try:
