@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import httptools
 import msgspec
 
+from pelton.server.heads import Heads
 from pelton.server.limits import Limits
 from pelton.server.status import PHRASES, HttpError, error_body
 
@@ -72,19 +73,47 @@ class Connection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_body", "_body_size", "_clock", "_dispatch",
-        "_drained", "_failed", "_head_size", "_headers", "_limits", "_message_since",
-        "_method", "_parser", "_paused", "_pending", "_registry", "_request", "_special", "_target", "_transport",
-        "_write_blocked_since", "exchange", "last_reply", "received",
+        "_body",
+        "_body_size",
+        "_clock",
+        "_dispatch",
+        "_drained",
+        "_failed",
+        "_head_size",
+        "_headers",
+        "_heads",
+        "_limits",
+        "_message_since",
+        "_method",
+        "_parser",
+        "_paused",
+        "_pending",
+        "_raw_head",
+        "_registry",
+        "_request",
+        "_special",
+        "_target",
+        "_transport",
+        "_write_blocked_since",
+        "exchange",
+        "last_reply",
+        "received",
     )  # fmt: skip
 
     def __init__(
-        self, dispatch: Dispatch, registry: set[Connection], limits: Limits, clock: Callable[[], float]
+        self,
+        dispatch: Dispatch,
+        registry: set[Connection],
+        limits: Limits,
+        clock: Callable[[], float],
+        heads: Heads | None = None,
     ) -> None:
         self._dispatch = dispatch
         self._registry = registry
         self._limits = limits
         self._clock = clock
+        self._heads = heads or Heads()
+        self._raw_head = b""  # of the message that begins in the bytes at hand
         self._transport: Any = None
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._pending: deque[Request] = deque()
@@ -128,6 +157,15 @@ class Connection(asyncio.Protocol):
         if self._failed is not None or self._parser is None:
             return
         self.received = self._clock()
+        self._raw_head = b""
+        if not self._message_since and self._request is None and not self._write_blocked_since:
+            end = data.find(b"\r\n\r\n") + 4
+            raw = data[:end]
+            head = self._heads.get(raw)
+            if head is not None and len(data) == end + head.length:
+                self._start(Request(b"POST", head.target, head.headers, False, data[end:], self.received, True, "1.1"))
+                return
+            self._raw_head = raw
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -201,6 +239,9 @@ class Connection(asyncio.Protocol):
             parser.get_http_version(),
         )
         self._message_since = 0.0
+        if self._raw_head and not request.special and request.keep_alive and request.version == "1.1":
+            self._heads.learn(self._raw_head, request.target, request.headers, len(request.body))
+        self._raw_head = b""
         self._reset()
         if self._request is not None or self._write_blocked_since:
             self._wait(request)

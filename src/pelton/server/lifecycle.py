@@ -26,6 +26,7 @@ from pelton.registry import Registry
 from pelton.scheduling import Executor
 from pelton.server.app import Site, lazy_app
 from pelton.server.fleet import Fleet
+from pelton.server.heads import Heads
 from pelton.server.http import Connection
 from pelton.server.inference import Dispatcher
 from pelton.server.limits import Limits
@@ -54,13 +55,14 @@ class Server:
         self.fleet = Fleet(self.engine, registry, settings)
         self.site = Site(self.engine, self.fleet, settings, self._limits)
         self._connections: set[Connection] = set()
+        self._heads = Heads()
         self._dispatch = Dispatcher(self.engine, Routes(self._limits), lazy_app(self.site), self._limits)
         self._listener = Listener(sock, self._connection, self._full, tls_context(settings))
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._stop: asyncio.Future[float] = self._loop.create_future()
 
     def _connection(self) -> Connection:
-        return Connection(self._dispatch, self._connections, self._limits, self._clock)
+        return Connection(self._dispatch, self._connections, self._limits, self._clock, self._heads)
 
     def _full(self) -> bool:
         return len(self._connections) >= self._limits.connections
