@@ -164,9 +164,32 @@ def convert(fitted: Fitted, frame: Frame) -> Any:
         raise SourceInvalid(
             f"{type(fitted.model).__name__} cannot be converted to ONNX: {_first_line(error)}"
         ) from None
+    booster = _lightgbm_of(fitted.model)
+    if booster is not None:
+        onnx_graph.round_thresholds_down(proto, lightgbm_splits(booster))
     return onnx_graph.keep_one_output(
         proto, 1 if fitted.classes else 0, "probabilities" if fitted.classes else "prediction"
     )
+
+
+def _lightgbm_of(model: Any) -> Any:
+    """The booster of a LightGBM model, also of one that ends a pipeline."""
+    last = model.steps[-1][1] if type(model).__name__ == "Pipeline" else model
+    if type(last).__module__.partition(".")[0] != "lightgbm":
+        return None
+    return last if type(last).__name__ == "Booster" else last.booster_
+
+
+def lightgbm_splits(booster: Any) -> list[tuple[int, float]]:
+    """(feature, threshold) of every split of its trees."""
+    text = booster.model_to_string()
+    features = re.findall(r"^split_feature=(.*)$", text, re.MULTILINE)
+    thresholds = re.findall(r"^threshold=(.*)$", text, re.MULTILINE)
+    return [
+        (int(feature), float(threshold))
+        for tree in zip(features, thresholds, strict=True)
+        for feature, threshold in zip(tree[0].split(), tree[1].split(), strict=True)
+    ]
 
 
 def _from_sklearn(fitted: Fitted, frame: Frame) -> Any:

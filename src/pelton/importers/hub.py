@@ -133,6 +133,8 @@ class Hub:
 
     def _complete(self, path: str, part: Path, sibling: Sibling) -> None:
         tries = 0
+        if part.is_file() and (sibling.size is None or part.stat().st_size > sibling.size):
+            part.unlink()  # nobody can tell where it would go on
         while True:
             before = part.stat().st_size if part.is_file() else 0
             if before and before == sibling.size:

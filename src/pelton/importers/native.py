@@ -73,14 +73,7 @@ def _around_thresholds(booster: Any, columns: int) -> Array:
     """Rows on both sides of the thresholds that the trees ask about, the same in every run."""
     found: dict[int, set[float]] = {}
     if type(booster).__module__.startswith("lightgbm"):
-        text = booster.model_to_string()
-        features = re.findall(r"^split_feature=(.*)$", text, re.MULTILINE)
-        thresholds = re.findall(r"^threshold=(.*)$", text, re.MULTILINE)
-        pairs = [
-            (int(f), float(t))
-            for a, b in zip(features, thresholds, strict=True)
-            for f, t in zip(a.split(), b.split(), strict=True)
-        ]
+        pairs = convert.lightgbm_splits(booster)
     else:
         places = {name: i for i, name in enumerate(_names(booster))}
         dump = "\n".join(booster.get_dump())

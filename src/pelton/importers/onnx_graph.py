@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 
 def keep_one_output(proto: Any, position: int, name: str) -> Any:
@@ -20,6 +23,29 @@ def keep_one_output(proto: Any, position: int, name: str) -> Any:
         _rename(node.output, old, name)
     graph.output[0].name = name
     _cut(graph, {name})
+    return proto
+
+
+def round_thresholds_down(proto: Any, splits: Iterable[tuple[int, float]]) -> Any:
+    """Makes trees exact for float32 inputs. `splits`: (feature, threshold) of the original, in float64.
+
+    x <= t holds for a float32 x exactly where x <= the largest float32 that is not above t. A converter that takes the
+    nearest float32 sends the x between the two the other way."""
+    above: set[tuple[int, float]] = set()
+    rest: set[tuple[int, float]] = set()
+    for feature, threshold in splits:
+        nearest = float(np.float32(threshold))
+        (above if nearest > threshold else rest).add((feature, nearest))
+    above -= rest  # one float32 stands for several thresholds: leave it, the comparison will tell
+    for node in proto.graph.node:
+        if not node.op_type.startswith("TreeEnsemble"):
+            continue
+        found = {attribute.name: attribute for attribute in node.attribute}
+        features, values = found["nodes_featureids"].ints, found["nodes_values"].floats
+        modes = found["nodes_modes"].strings
+        for i, (feature, mode) in enumerate(zip(features, modes, strict=True)):
+            if mode == b"BRANCH_LEQ" and (feature, values[i]) in above:
+                values[i] = float(np.nextafter(np.float32(values[i]), np.float32(-np.inf)))
     return proto
 
 

@@ -6,7 +6,7 @@ Into the package go the file, the modules beside it that it imports, and what th
         inputs = {"x": "FP32[30]"}
         outputs = {"score": "FP32[2]"}
         batch = True
-        files = ["weights.npz"]     # relative to this file; found again beside it
+        files = ["weights.npz"]     # relative to this file; `setup` gets the folder
 """
 
 from __future__ import annotations
