@@ -44,6 +44,7 @@ def offline(engine: LmEngine, name: str, work: list[tuple[list[int], int]] | Non
     got: Counter[str] = Counter()
     steps, busy, prefill_steps, prefill_busy = 0, 0.0, 0, 0.0
     walls: dict[str, list[float]] = {"prefill": [], "1-31": [], "32-95": [], "96-256": []}
+    gaps: list[tuple[float, int, str]] = []
     before = time.perf_counter()
     while engine.has_work():
         report = engine.step()
@@ -67,6 +68,7 @@ def offline(engine: LmEngine, name: str, work: list[tuple[list[int], int]] | Non
         count = max(1, len(pairs) // 2)
         wall, device = sum(pairs[::2]), sum(pairs[1::2])
         print(f"      {kind:8s} {count:5d} steps, wall {wall:.3f} s, device {device:.3f} s, {device / count * 1e3:.3f} ms each")
+    print("      longest gaps (s, step):", [(round(gap, 4), step, kind) for gap, step, kind in sorted(gaps)[-6:]])
     return Outcome(name, sum(got.values()), seconds, detail)
 
 
@@ -177,7 +179,6 @@ def step_time(engine: LmEngine, rows: int, context: int = 1000) -> float:
 def tune(engine: LmEngine, label: str) -> None:
     """Step time under each switch; the choice that is kept is the fastest."""
     from pelton.runtimes.lm.kernels.decode_attention import DecodeShape
-    from pelton.runtimes.lm.kernels.launch import Chaining
     from pelton.runtimes.lm.kernels.thin_linear import ThinShape
 
     ops, attention = engine.model.ops, engine.model.attention
@@ -186,26 +187,33 @@ def tune(engine: LmEngine, label: str) -> None:
     def line(name: str, sizes: tuple[int, ...]) -> None:
         print(f"   {label} {name:52s}", *(f"{rows}: {step_time(engine, rows) * 1e3:.3f} ms" for rows in sizes), flush=True)
 
-    for enabled in (False, True):
-        Chaining.enabled = enabled
-        line(f"chained launches {enabled}", (1, 4, 16, 64, 256))
-    rows_kept, rows_kept8 = ops.thin_rows, ops.thin_rows_fp8
-    for rows in (0, 16):
-        ops.thin_rows = ops.thin_rows_fp8 = rows
-        line(f"thin up to {rows} rows", (1, 4, 16))
-    ops.thin_rows, ops.thin_rows_fp8 = rows_kept, rows_kept8
-    kept = ops.thin_shape
+    line("as it is", (1, 4, 16, 32, 64, 128, 256))
+    kept8 = ops.thin_rows_fp8
+    for rows in (16, 64):
+        ops.thin_rows_fp8 = rows
+        line(f"thin up to {rows} rows", (16, 32, 64))
+    ops.thin_rows_fp8 = kept8
+    kept, wide = ops.thin_shape, ops.wide_shape
     for shape in (
-        ThinShape(ahead=0), ThinShape(ahead=1024), ThinShape(ahead=4096), ThinShape(ahead=8192),
-        ThinShape(32, 512, 4, 6), ThinShape(32, 256, 4, 6), ThinShape(16, 512, 4, 6), ThinShape(16, 1024, 4, 4),
-        ThinShape(64, 256, 4, 5),
+        ThinShape(ahead=0), ThinShape(ahead=2048), ThinShape(stages=5), ThinShape(stages=8), ThinShape(32, 128, 4, 8),
+        ThinShape(native=True), ThinShape(32, 512, 4, 4, native=True), ThinShape(16, 256, 4, 8),
     ):  # fmt: skip
         ops.thin_shape = shape
         line(str(shape), (1, 4))
     ops.thin_shape = kept
+    for shape in (
+        ThinShape(32, 512, 4, 4, native=True), ThinShape(64, 512, 4, 4, native=True), ThinShape(64, 128, 4, 8, native=True),
+        ThinShape(64, 256, 4, 4, native=True), ThinShape(32, 256, 4, 6, native=True), ThinShape(128, 256, 8, 4, native=True),
+        ThinShape(64, 256, 8, 6, native=True), ThinShape(64, 256, 4, 6, ahead=0, native=True),
+    ) if engine.options.fp8_weights else ():  # fmt: skip
+        ops.wide_shape = shape
+        line("wide " + str(shape), (32, 64))
+    ops.wide_shape = wide
     shape_kept = own.decode_shape
-    for decode in (DecodeShape(programs=264), DecodeShape(programs=1056), DecodeShape(64, 4, 4), DecodeShape(64, 2, 4),
-                   DecodeShape(64, 1, 5), DecodeShape(32, 2, 6), DecodeShape(64, 4, 6), DecodeShape(64, 8, 5)):  # fmt: skip
+    native = engine.options.fp8_kv
+    for decode in (DecodeShape(64, 2, 5, native=native), DecodeShape(64, 2, 7, native=native),
+                   DecodeShape(64, 4, 5, native=native), DecodeShape(64, 1, 7, native=native),
+                   DecodeShape(32, 1, 6)):  # fmt: skip
         own.decode_shape = decode
         line(str(decode), (1, 64, 256))
     own.decode_shape = shape_kept

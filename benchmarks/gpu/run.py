@@ -2,7 +2,8 @@
 
     python benchmarks/gpu/run.py kernels               # every kernel in several shapes, against libraries
     python benchmarks/gpu/run.py engine-0.6b engine-8b engine-8b-fp8
-    python benchmarks/gpu/run.py compare               # our engine and transformers, offline, same run
+    python benchmarks/gpu/run.py compare-0.6b compare-8b   # our engine and transformers, offline, same run
+    python benchmarks/gpu/run.py online-0.6b           # Poisson arrivals, a long prompt, 10,000 requests; both engines
 
 Sections run in the order given; each prints its table. `make`-free on purpose: a GPU machine has only Python.
 """
@@ -20,8 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks" / "gpu")]
 
 import kernels  # noqa: E402
+import online  # noqa: E402
 import ours  # noqa: E402
+import peer  # noqa: E402
 import torch  # noqa: E402
+import workload  # noqa: E402
 
 from pelton.runtimes.lm.attention import flash_available  # noqa: E402
 
@@ -53,6 +57,38 @@ def tune_section(size: str, fp8: bool) -> None:
     release()
 
 
+def compare_section(size: str, fp8: bool) -> None:
+    """Offline, everything at once: ours in bf16 (and FP8), then transformers."""
+    results = []
+    for eight in (False, True) if fp8 else (False,):
+        engine = ours.build(size, fp8_weights=eight, fp8_kv=eight)
+        label = f"ours {size} {'fp8' if eight else 'bf16'}"
+        results.append(ours.offline(engine, label))
+        results.append(ours.single(engine, f"{label} single stream"))
+        del engine
+        release()
+    model = peer.build(workload.qwen3(size))
+    results.append(peer.run(model, f"transformers {size} bf16 FA3+graphs+async", None)[0])
+    for result in results:
+        print(result, flush=True)
+
+
+def online_section(size: str, rates: tuple[float, ...], count: int, budget: int) -> None:
+    engine = ours.build(size, token_budget=budget, max_length=20000)
+    online.long_prompt(engine)
+    kept = []
+    for rate in rates:
+        arrivals = online.poisson(rate, count)
+        online.report(f"ours {size} budget {budget}", rate, online.ours(engine, arrivals))
+        kept.append(arrivals)
+    online.soak(engine)
+    del engine
+    release()
+    model = peer.build(workload.qwen3(size))
+    for rate, arrivals in zip(rates, kept, strict=True):
+        online.report(f"transformers {size}", rate, peer.run(model, "", arrivals)[1])
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "kernels": lambda: kernels.run(flash=True),
     "small": kernels.small_section,
@@ -60,6 +96,10 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "decode-fp8": kernels.decode_fp8_section,
     "prefill": lambda: kernels.prefill_section(True),
     "linear": kernels.linear_section,
+    "compare-0.6b": lambda: compare_section("0.6b", False),
+    "compare-8b": lambda: compare_section("8b", True),
+    "online-0.6b": lambda: online_section("0.6b", (14.6, 35.0), 300, 2048),
+    "online-8b": lambda: online_section("8b", (7.3, 12.8), 150, 2048),
     "tune-0.6b": lambda: tune_section("0.6b", False),
     "tune-8b": lambda: tune_section("8b", False),
     "tune-8b-fp8": lambda: tune_section("8b", True),

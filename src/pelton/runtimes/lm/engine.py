@@ -7,6 +7,7 @@ One step is always in flight while the next is planned: a plan needs how many to
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,10 @@ class LmEngine:
         self._flights: deque[InFlight] = deque()
         self._notices: list[LmOutput] = []  # outputs that no step brings: cancellations
         self._steps = 0
+        # What exists now lives as long as the engine: a full garbage collection that walks it stops all streams
+        # for a fifth of a second.
+        gc.collect()
+        gc.freeze()
 
     @classmethod
     def load(cls, path: str | Path, options: EngineOptions | None = None, ranks: Ranks = ALONE) -> LmEngine:

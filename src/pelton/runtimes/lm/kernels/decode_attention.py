@@ -23,7 +23,7 @@ def _decode_part(
     scale, v_offset, q_stride, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
-    CHAINED: tl.constexpr,
+    NATIVE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     if CHAINED:
         gdc_wait()
@@ -44,8 +44,15 @@ def _decode_part(
     dims = tl.arange(0, DIM)
     q_at = row * q_stride + (kv_head * GROUP + heads)[:, None] * DIM + dims[None, :]
     q = tl.load(q_ptr + q_at, mask=heads[:, None] < GROUP, other=0.0)
+    factor = tl.full([ROWS], scale * 1.4426950408889634, tl.float32)  # exp2 instead of exp
     if cache_ptr.dtype.element_ty == tl.float8e4nv:
         q = q.to(tl.float16)  # e4m3 converts to fp16 exactly, and in one instruction
+    q_key = q
+    if NATIVE:
+        # Converting keys costs more than reading them: multiply them as they are, by queries of the same precision.
+        q_scale = tl.maximum(tl.max(tl.abs(q.to(tl.float32)), 1), 1e-6) / 448.0
+        q_key = (q.to(tl.float32) / q_scale[:, None]).to(tl.float8e4nv)
+        factor = factor * q_scale
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM], tl.float32)
@@ -55,7 +62,7 @@ def _decode_part(
         line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
         k = tl.load(cache_ptr + (line + lanes)[None, :] * DIM + dims[:, None])
         v = tl.load(cache_ptr + v_offset + (line + lanes)[:, None] * DIM + dims[None, :])
-        scores = tl.dot(q, k.to(q.dtype)) * (scale * 1.4426950408889634)
+        scores = tl.dot(q_key, k.to(q_key.dtype)) * factor[:, None]
         seen = at + lanes < high
         if WINDOW > 0:
             seen = seen & (at + lanes >= keys - WINDOW)
@@ -112,6 +119,7 @@ class DecodeShape:
     stages: int = 5
     programs: int = 132 * 4  # how many programs fill the chip; more splits than that do not pay
     max_splits: int = 32
+    native: bool = False  # with a float8 cache: round queries to float8 and multiply keys as they are
 
     def splits(self, rows: int, kv_heads: int) -> int:
         wanted = -(-self.programs // max(1, rows * kv_heads))
@@ -145,6 +153,7 @@ def decode_attention(
         scale, cache.stride(0), q.stride(0), table.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
         DIM=dim, BLOCK=block, TILE=min(shape.tile, block), SPLITS=splits, WINDOW=window,
+        NATIVE=shape.native and cache.dtype == torch.float8_e4m3fn and q.is_cuda,
         num_warps=shape.warps, num_stages=shape.stages, **chained(q),
     )  # fmt: skip
     if splits > 1:

@@ -1,7 +1,8 @@
-"""`x @ weight.T` for a handful of rows, where reading the weights is all the work.
+"""`x @ weight.T` for few rows, where reading the weights is all the work.
 
-Library products choose tiles for many rows; for one to sixteen rows this kernel keeps more bytes in flight. Each
-program owns a few outputs and walks along the whole inner dimension.
+Library products choose tiles for many rows; for few rows this kernel keeps more bytes in flight. Each program owns
+a few outputs and walks along the whole inner dimension. In bfloat16 it pays for a handful of rows, in float8, where
+the library's smallest tile costs the same for 1 row as for 64, for up to 64.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.runtimes.lm.kernels.launch import chained
 
-MAX_ROWS = 16
+MAX_ROWS = 64
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _thin(
     x_ptr, w_ptr, bias_ptr, out_ptr, x_scale_ptr, w_scale_ptr, rows, outs, size,
     ROWS: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr,
-    AHEAD: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
+    NATIVE: tl.constexpr, AHEAD: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
     n = tl.program_id(0) * TN + tl.arange(0, TN)
@@ -44,7 +45,7 @@ def _thin(
         inside = at + k < size
         w = tl.load(w_at, mask=n_in[:, None] & inside[None, :], other=0.0)
         x = tl.load(x_at, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
-        if FP8:
+        if FP8 and not NATIVE:
             x = x.to(tl.float16)
             w = w.to(tl.float16)
         acc = tl.dot(x, tl.trans(w), acc)
@@ -65,10 +66,11 @@ class ThinShape:
     """How the kernel is cut: found by measurement (benchmarks/gpu). `depth` and `ahead` in bytes of a weight row."""
 
     outs: int = 32
-    depth: int = 512
+    depth: int = 256
     warps: int = 4
-    stages: int = 4
-    ahead: int = 2048  # fetched into the L2 before the kernel's input is ready
+    stages: int = 6
+    ahead: int = 1024  # fetched into the L2 before the kernel's input is ready
+    native: bool = False  # multiply float8 as it is, not as float16 (same products, other rounding of sums)
 
 
 def thin_linear(
@@ -80,7 +82,7 @@ def thin_linear(
     w_scale: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x [rows <= 16, size] times weight [outs, size], both contiguous; the scales [rows, 1] and [1, outs] are
+    """x [rows <= 64, size] times weight [outs, size], both contiguous; the scales [rows, 1] and [1, outs] are
     those of float8 operands. Returns [rows, outs]."""
     rows, size = x.shape
     outs = weight.shape[0]
@@ -92,7 +94,8 @@ def thin_linear(
     _thin[(triton.cdiv(outs, shape.outs),)](
         x, weight, x if bias is None else bias, out, x if x_scale is None else x_scale,
         x if w_scale is None else w_scale, rows, outs, size,
-        ROWS=MAX_ROWS, TN=shape.outs, TK=shape.depth // element, BIAS=bias is not None, FP8=fp8,
-        AHEAD=ahead, LINE=128 // element, num_warps=shape.warps, num_stages=shape.stages, **chained(x),
+        ROWS=max(16, triton.next_power_of_2(rows)), TN=shape.outs, TK=shape.depth // element, BIAS=bias is not None, FP8=fp8,
+        NATIVE=shape.native and x.is_cuda, AHEAD=ahead, LINE=128 // element,
+        num_warps=shape.warps, num_stages=shape.stages, **chained(x),
     )  # fmt: skip
     return out
