@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
 from pelton.engine import Engine, Served
@@ -120,14 +121,20 @@ class Inference:
         )
 
 
+Forward = Callable[[Connection, Request, Route | None], bool]  # None: a page; whether another worker answers it
+
+
 class Dispatcher:
     """Where every request goes: inference routes to the engine, all others to the ASGI application."""
 
-    def __init__(self, engine: Engine, routes: Routes, app: App, limits: Limits) -> None:
+    def __init__(
+        self, engine: Engine, routes: Routes, app: App, limits: Limits, forward: Forward | None = None
+    ) -> None:
         self._engine = engine
         self._routes = routes
         self._app = app
         self._limits = limits
+        self._forward = forward
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, connection: Connection, request: Request) -> None:
@@ -136,6 +143,8 @@ class Dispatcher:
             if route is not None:
                 self._infer(connection, request, route)
                 return
+        if self._forward is not None and self._forward(connection, request, None):
+            return
         exchange = AsgiExchange(connection, request)
         connection.exchange = exchange
         task = asyncio.get_running_loop().create_task(exchange.run(self._app))
@@ -147,6 +156,8 @@ class Dispatcher:
             served = self._engine.resolve(route.name, route.version)
             Inference(self._engine, connection, request, served, route.codec(served)).begin(self._limits)
         except PeltonError as error:
+            if self._forward is not None and self._forward(connection, request, route):
+                return
             self._engine.reject(route.name, route.protocol, error, request.received)
             reply_error(connection, request, error, request_id(request))
         except Exception:
