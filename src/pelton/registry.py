@@ -68,7 +68,8 @@ class Registry:
         """Names of all models, sorted."""
         if not self._models.is_dir():
             return []
-        return sorted(name for name in os.listdir(self._models) if self._entries(name))
+        # entries are not read: a damaged one must not hide the other models
+        return sorted(name for name in os.listdir(self._models) if self._paths(name))
 
     def versions(self, name: str) -> list[Entry]:
         """All versions of a model, the newest first. Raises NotFound."""
@@ -127,12 +128,15 @@ class Registry:
         return found[0]
 
     def _entries(self, name: str) -> list[Entry]:
-        try:
-            paths = [path for path in (self._models / name).iterdir() if path.suffix == ".json"]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        paths = self._paths(name)
         entries = [entry for path in paths if (entry := _read(path)) is not None]
         return sorted(entries, key=lambda entry: (entry.added, entry.version), reverse=True)
+
+    def _paths(self, name: str) -> list[Path]:
+        try:
+            return [path for path in (self._models / name).iterdir() if path.suffix == ".json"]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def _entry(self, name: str, version: str) -> Path:
         return self._models / name / f"{version}.json"

