@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Protocol
+
 from pelton.engine import Engine
 from pelton.server.asgi import App, Message
 from pelton.server.fleet import Fleet
 from pelton.server.limits import Limits
 from pelton.settings import Settings
+
+if TYPE_CHECKING:
+    from pelton.records.snapshot import Snapshot
+
+
+class Siblings(Protocol):
+    """The other workers of this server, where there are some."""
+
+    async def snapshots(self) -> dict[int, Snapshot | None]:
+        """How each of the others stands; None: it does not answer. Takes a bounded time."""
+
+    async def change(self, action: str, name: str) -> None:
+        """Has a model loaded or unloaded in all workers, this one included. Raises what made it fail."""
 
 
 class Site:
@@ -18,6 +33,42 @@ class Site:
         self.settings = settings
         self.limits = limits
         self.stopping = False
+        self.siblings: Siblings | None = None
+        self.worker = 0  # its number among the workers
+
+    def own(self) -> Snapshot:
+        """How this process stands."""
+        from pelton.server import snapshots
+
+        return snapshots.take(self)
+
+    async def processes(self) -> list[Snapshot]:
+        """How all processes of this server stand; one that does not answer is left out."""
+        others = await self.siblings.snapshots() if self.siblings is not None else {}
+        return [self.own(), *(one for one in others.values() if one is not None)]
+
+    async def states(self) -> dict[str, str]:
+        """Names that cannot answer, and why: models, and workers that do not answer."""
+        states = self.engine.directory.states()
+        if self.siblings is not None:
+            for number, snapshot in (await self.siblings.snapshots()).items():
+                found = snapshot.states if snapshot is not None else {f"worker {number}": "it is starting"}
+                states = {**found, **states}
+        return states
+
+    async def load(self, name: str) -> None:
+        """Loads the newest version of a model beside what serves, then switches. Raises what made it fail."""
+        if self.siblings is not None:
+            await self.siblings.change("load", name)
+        else:
+            await self.fleet.load(name)
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out. What was accepted is answered first. Raises NotFound."""
+        if self.siblings is not None:
+            await self.siblings.change("unload", name)
+        else:
+            await self.fleet.unload(name)
 
 
 def lazy_app(site: Site) -> App:

@@ -46,9 +46,11 @@ class Fleet:
             self._engine.directory.announce(package.name, LOADING)
         await asyncio.gather(*(self._try(package) for package in packages))
 
-    async def load(self, name: str) -> Served:
-        """Loads the newest version of `name` beside what serves, then switches. Raises what made it fail."""
-        package = self.registry.resolve(ModelRef.parse(name))
+    async def load(self, text: str) -> Served:
+        """Loads `name` (its newest version) or `name:version` beside what serves, then switches. Raises what made it fail."""
+        ref = ModelRef.parse(text)
+        package = self.registry.resolve(ref)
+        name = ref.name
         if name not in self._engine.directory.current():
             self._engine.directory.announce(name, LOADING)
         try:
