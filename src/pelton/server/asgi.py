@@ -20,6 +20,8 @@ Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 NO_BODY: Final = frozenset((204, 304))
+BREAKS: Final = frozenset(b"\r\n\0")
+FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"connection"))  # decided here, not by the app
 
 
 class AsgiExchange:
@@ -28,15 +30,16 @@ class AsgiExchange:
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection = connection
         self._request = request
-        self._left = asyncio.Event()
+        self._over = asyncio.Event()  # answered, or the client left
         self._body_given = False
         self._started: Message | None = None
         self._head_sent = False
         self._chunked = False
-        self._complete = False
+        self._promised: int | None = None  # bytes of body that the head announced
+        self._sent = 0
 
     def left(self) -> None:
-        self._left.set()
+        self._over.set()
 
     async def run(self, app: App) -> None:
         """Answers; a fault of the application becomes a 500, or cuts an answer that already began."""
@@ -44,13 +47,14 @@ class AsgiExchange:
             await app(self._scope(), self._receive, self._send)
         except Exception:
             log.exception("answering %s failed", self._request.target[:200])
-        if not self._complete and not self._left.is_set():
+        if not self._over.is_set():
             self._give_up()
 
     def _give_up(self) -> None:
         if self._head_sent:
             self._connection.abort()
             return
+        self._over.set()
         body = error_body("internal error; the log of the server has the details")
         self._connection.reply(self._head(500, [(b"content-type", b"application/json")], len(body)), body)
 
@@ -76,11 +80,11 @@ class AsgiExchange:
         if not self._body_given:
             self._body_given = True
             return {"type": "http.request", "body": self._request.body, "more_body": False}
-        await self._left.wait()
+        await self._over.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
-        if self._left.is_set() or self._complete:
+        if self._over.is_set():
             return
         if message["type"] == "http.response.start":
             self._started = message
@@ -94,41 +98,58 @@ class AsgiExchange:
     async def _send_part(self, body: bytes) -> None:
         if not self._head_sent:
             self._begin(None)
-        if body:
-            self._connection.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+        self._write(body)
         await self._connection.drained()
 
     def _send_last(self, body: bytes) -> None:
-        self._complete = True
         if not self._head_sent:
             self._begin(len(body))
-            if self._request.method == b"HEAD":
-                body = b""
-            self._connection.write(body)
-        elif self._chunked:
-            self._connection.write((b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n")
-        else:
-            self._connection.write(body)
-            self._request.keep_alive = False
+        self._write(body)
+        self._over.set()
+        if self._chunked:
+            self._connection.write(b"0\r\n\r\n")
+        elif self._promised is None:
+            self._request.keep_alive = False  # the end of the connection is the end of the body
+        elif self._sent < self._promised:
+            self._connection.abort()
+            return
         self._connection.done()
 
+    def _write(self, body: bytes) -> None:
+        if self._promised is not None:
+            body = body[: self._promised - self._sent]
+            self._sent += len(body)
+        if body:
+            self._connection.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+
     def _begin(self, length: int | None) -> None:
+        """Writes the head. `length`: of the body, where all of it is there."""
         started = self._started or {"status": 500, "headers": []}
-        self._chunked = length is None and self._request.version == "1.1"
-        self._connection.write(self._head(started["status"], started.get("headers", []), length))
+        status, headers = started["status"], [(name.lower(), value) for name, value in started.get("headers", [])]
+        given = dict(headers).get(b"content-length")
+        if self._request.method == b"HEAD" or status in NO_BODY:
+            self._promised = 0
+            length = int(given) if given else length if status not in NO_BODY else None
+        elif length is None and given is not None:
+            length = self._promised = int(given)
+        else:
+            self._promised = length
+        self._chunked = self._promised is None and self._request.version == "1.1"
+        self._connection.write(self._head(status, headers, length))
         self._head_sent = True
 
     def _head(self, status: int, headers: Any, length: int | None) -> bytes:
         lines = [b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, PHRASES.get(status, "Status").encode(), date())]
-        has_length = False
         for name, value in headers:
-            has_length = has_length or name.lower() == b"content-length"
-            lines.append(b"%b: %b\r\n" % (name, value))
+            if not BREAKS.isdisjoint(name + value):
+                raise ValueError(f"the header {name!r} holds a line break: {value[:100]!r}")
+            if name not in FRAMING:
+                lines.append(b"%b: %b\r\n" % (name, value))
         if self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
-        elif length is not None and not has_length and status not in NO_BODY:
+        elif length is not None:
             lines.append(b"content-length: %d\r\n" % length)
-        if not self._request.keep_alive:
+        if not self._request.keep_alive or (length is None and not self._chunked and status not in NO_BODY):
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         return b"".join(lines)

@@ -6,12 +6,12 @@ import zlib
 from typing import Any, Final, Protocol
 
 import msgspec
-import numpy as np
 
 from pelton.engine import Served
-from pelton.errors import InvalidInput, TooLarge, Unsupported
+from pelton.errors import InvalidInput, TooLarge
 from pelton.server.http import Request
 from pelton.server.limits import Limits
+from pelton.server.status import UnknownEncoding
 from pelton.types import Array, Call, Fields
 
 
@@ -50,6 +50,7 @@ class Codec(Protocol):
 
 
 _json: Final = msgspec.json.Decoder()
+# Too deep; not UTF-8: neither is a DecodeError.
 BAD_JSON: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
@@ -84,7 +85,7 @@ def decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
     if name == b"identity":
         return body
     if name not in (b"gzip", b"x-gzip", b"deflate"):
-        raise Unsupported(f"content-encoding {encoding[:40].decode('latin-1')!r} is not supported: use gzip or deflate")
+        raise UnknownEncoding(f"content-encoding {encoding[:40].decode('latin-1')!r} is not read: use gzip or deflate")
     inflater = zlib.decompressobj(31 if name != b"deflate" else 15)
     try:
         data = inflater.decompress(body, limit + 1)
@@ -107,7 +108,7 @@ class RowEncoder:
         self._keys = tuple(msgspec.json.encode(spec.name) + b":" for spec in specs)
         self.batched = served.replica.signature.batched
         manifest = served.replica.package.manifest
-        self.plain = not manifest.postprocess and all(spec.datatype != "BYTES" for spec in specs)
+        self.plain = not manifest.postprocess and all(spec.type.code for spec in specs)  # no BYTES, no BF16
         self.single = self.plain and len(specs) == 1
 
     def one(self, outputs: list[Array], counts: tuple[int, ...] | None) -> bytes:
@@ -125,8 +126,3 @@ class RowEncoder:
 
 
 encode: Final = msgspec.json.Encoder().encode
-
-
-def finite(array: Array) -> bool:
-    """Whether all numbers are finite."""
-    return bool(np.isfinite(array).all())

@@ -2,12 +2,14 @@
 
 A complete request goes to `dispatch`; its answer comes back through `Connection.reply`, on the same connection, in
 order. Pipelined requests wait here, so a connection has one request in progress. llhttp is strict about what makes
-request smuggling possible (both lengths, bad chunk sizes, bare line feeds); sizes and times are bounded here.
+request smuggling possible (both lengths, bad chunk sizes, bare line feeds); the rest of it (a repeated Host, other
+transfer-encodings, trailers), sizes and times are bounded here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from time import time
@@ -19,6 +21,8 @@ import msgspec
 from pelton.server.heads import Heads
 from pelton.server.limits import Limits
 from pelton.server.status import PHRASES, HttpError, error_body
+
+log = logging.getLogger(__name__)
 
 # Headers that change how an inference is answered; without one of them the hot path looks at no header at all.
 SPECIAL: Final = frozenset(
@@ -35,7 +39,10 @@ SPECIAL: Final = frozenset(
         b"x-api-key",
     )
 )
+# Headers that would make two readers of one request disagree if they stood twice.
+SINGLE: Final = (b"host", b"inference-header-content-length", b"content-encoding", b"expect")
 METHODS: Final = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"))
+SLASH: Final = 0x2F
 JSON_TYPE: Final = b"application/json"
 
 
@@ -73,31 +80,11 @@ class Connection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_body",
-        "_body_size",
-        "_clock",
-        "_dispatch",
-        "_drained",
-        "_failed",
-        "_head_size",
-        "_headers",
-        "_heads",
-        "_limits",
-        "_message_since",
-        "_method",
-        "_parser",
-        "_paused",
-        "_pending",
+        "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_drained", "_expects", "_failure",
+        "_fields", "_head_size", "_headers", "_heads", "_limits", "_message_since", "_parser", "_paused", "_pending", "_raw",
         "_raw_head",
-        "_registry",
-        "_request",
-        "_special",
-        "_target",
-        "_transport",
-        "_write_blocked_since",
-        "exchange",
-        "last_reply",
-        "received",
+        "_registry", "_request", "_special", "_starting", "_target", "_transport", "_write_blocked_since", "exchange",
+        "last_reply", "received",
     )  # fmt: skip
 
     def __init__(
@@ -115,13 +102,18 @@ class Connection(asyncio.Protocol):
         self._heads = heads or Heads()
         self._raw_head = b""  # of the message that begins in the bytes at hand
         self._transport: Any = None
+        # None: nothing more is taken from this connection; what arrives is thrown away
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._pending: deque[Request] = deque()
         self._request: Request | None = None  # in progress
+        self._starting = False
         self._message_since = 0.0  # when the message that is being read began; 0 between messages
+        self._raw = 0  # bytes read of that message, less those of its first read
         self._write_blocked_since = 0.0
+        self._blocked_size = 0
+        self._deadline = 0.0  # of the closing that has begun; 0 before
         self._paused = False
-        self._failed: HttpError | None = None
+        self._failure: HttpError | None = None  # answered when everything before it is
         self._drained: asyncio.Future[None] | None = None
         self.exchange: Exchange | None = None
         self.received = 0.0  # when bytes were last read
@@ -131,7 +123,9 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._fields: list[tuple[bytes, bytes]] | None = None  # the headers, once they are complete
         self._special = False
+        self._expects = False
         self._head_size = 0
         self._body: list[bytes] = []
         self._body_size = 0
@@ -146,6 +140,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._registry.discard(self)
         self._pending.clear()
+        self._failure = None
+        self._write_blocked_since = 0.0
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         exchange, self.exchange = self.exchange, None
@@ -154,31 +150,46 @@ class Connection(asyncio.Protocol):
         self._parser = None  # breaks the reference cycle
 
     def data_received(self, data: bytes) -> None:
-        if self._failed is not None or self._parser is None:
+        parser = self._parser
+        if parser is None:
             return
         self.received = self._clock()
         self._raw_head = b""
-        if not self._message_since and self._request is None and not self._write_blocked_since:
+        if not self._message_since and self._request is None and not self._pending and not self._write_blocked_since:
             end = data.find(b"\r\n\r\n") + 4
             raw = data[:end]
             head = self._heads.get(raw)
             if head is not None and len(data) == end + head.length:
-                self._start(Request(b"POST", head.target, head.headers, False, data[end:], self.received, True, "1.1"))
+                request = Request(b"POST", head.target, head.headers, False, data[end:], self.received, True, "1.1")
+                self._request = request
+                self._dispatch(self, request)
                 return
             self._raw_head = raw
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.fail(HttpError(400, "protocol upgrades are not supported: send plain HTTP/1.1"))
-        except httptools.HttpParserError as error:
-            self.fail(self._failed or HttpError(400, f"not a valid HTTP/1.1 request: {error}"))
+        self._parse(parser, data)
+
+    def _parse(self, parser: httptools.HttpRequestParser, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # h2c, websocket: not taken up, and the request is answered as it stands (RFC 9110, 7.8).
+                data = memoryview(data)[upgrade.args[0] :]
+                if len(data):
+                    continue
+            except httptools.HttpParserError as error:
+                self._unparsable(error)
+            break
+        if self._message_since and self._parser is not None:
+            self._check_framing(len(data))
 
     def eof_received(self) -> bool:
-        # A client that closes its sending side may still read the answer in progress; nothing else will come.
-        return self._request is not None
+        # A client that closes its sending side may still read the answers that are due; nothing else will come.
+        self._parser = None
+        return not self._deadline and (self._request is not None or bool(self._pending))
 
     def pause_writing(self) -> None:
         self._write_blocked_since = self._clock()
+        self._blocked_size = self._transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         self._write_blocked_since = 0.0
@@ -190,11 +201,12 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._message_since = self.received
+        self._raw = -1
 
     def on_url(self, target: bytes) -> None:
         self._target += target
         if len(self._target) > self._limits.path:
-            self._refuse(414, f"the request target is longer than {self._limits.path} bytes")
+            raise HttpError(414, f"the request target is longer than {self._limits.path} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -204,59 +216,118 @@ class Connection(asyncio.Protocol):
             self._special = True
         self._head_size += len(name) + len(value)
         if self._head_size > self._limits.head or len(headers) > self._limits.headers:
-            self._refuse(431, f"more than {self._limits.headers} header fields or {self._limits.head} bytes of them")
+            raise self._head_too_large()
 
     def on_headers_complete(self) -> None:
-        names = dict(self._headers)
+        headers = self._headers
+        self._fields, self._headers = headers, []  # what still comes are trailers: counted, then dropped
+        names = dict(headers)
         length = names.get(b"content-length")
         if length is not None and int(length) > self._limits.body:
-            self._refuse(413, f"the body has {int(length)} bytes; this server takes {self._limits.body}")
-        if b"host" not in names and self._parser is not None and self._parser.get_http_version() == "1.1":
-            self._refuse(400, "HTTP/1.1 needs a Host header")
-        expect = names.get(b"expect")
-        if expect is not None and not self._request:
-            if expect.lower() != b"100-continue":
-                self._refuse(417, "the only expectation that is met here is 100-continue")
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            raise HttpError(413, f"the body has {int(length)} bytes; this server takes {self._limits.body}")
+        if b"host" not in names or b"transfer-encoding" in names or b"expect" in names or len(names) != len(headers):
+            self._check_unusual(names)
 
     def on_body(self, body: bytes) -> None:
         self._body_size += len(body)
         if self._body_size > self._limits.body:
-            self._refuse(413, f"the body is larger than {self._limits.body} bytes")
+            raise HttpError(413, f"the body is larger than {self._limits.body} bytes")
         self._body.append(body)
 
     def on_message_complete(self) -> None:
         parser, body = self._parser, self._body
         assert parser is not None
+        method, target, version = parser.get_method(), self._target, parser.get_http_version()
+        if version != "1.1" or method not in METHODS or target[0] != SLASH:
+            target = checked_target(method, target, version)
+        keep_alive = version == "1.1" and parser.should_keep_alive()
         request = Request(
-            parser.get_method(),
-            self._target,
-            self._headers,
+            method,
+            target,
+            self._fields or [],
             self._special,
             body[0] if len(body) == 1 else b"".join(body),
             self.received,
-            parser.should_keep_alive(),
-            parser.get_http_version(),
+            keep_alive,
+            version,
         )
         self._message_since = 0.0
-        if self._raw_head and not request.special and request.keep_alive and request.version == "1.1":
-            self._heads.learn(self._raw_head, request.target, request.headers, len(request.body))
+        if self._raw_head and keep_alive and not request.special:
+            self._heads.learn(self._raw_head, target, request.headers, len(request.body))
         self._raw_head = b""
         self._reset()
-        if self._request is not None or self._write_blocked_since:
+        if not keep_alive:
+            self._parser = None
+        if self._request is not None or self._write_blocked_since or self._pending:
             self._wait(request)
         else:
-            self._start(request)
+            self._request = request
+            self._dispatch(self, request)
+        if not keep_alive:
+            raise HttpError(400, "bytes behind the last request")  # stops the parser; nobody reads this
 
-    def _refuse(self, status: int, message: str) -> None:
-        self._failed = HttpError(status, message)
-        raise self._failed  # httptools stops parsing; data_received answers
+    def _check_unusual(self, names: dict[bytes, bytes]) -> None:
+        """Headers that most requests do not have, or have once."""
+        parser, fields = self._parser, self._fields
+        assert parser is not None
+        assert fields is not None
+        version = parser.get_http_version()
+        if b"host" not in names and version == "1.1":
+            raise HttpError(400, "HTTP/1.1 needs a Host header")
+        if len(names) != len(fields):
+            for single in SINGLE:
+                if sum(name == single for name, _ in fields) > 1:
+                    raise HttpError(400, f"the header {single.decode()} may stand once only")
+        encoding = names.get(b"transfer-encoding")
+        if encoding is not None:
+            if version != "1.1" or b"upgrade" in names:  # where bodies end would be a matter of opinion
+                raise HttpError(400, "transfer-encoding needs HTTP/1.1 without an Upgrade header")
+            if encoding.strip().lower() != b"chunked":
+                raise HttpError(501, "the only transfer-encoding that is read here is chunked")
+        expect = names.get(b"expect")
+        if expect is not None and version == "1.1":
+            if expect.strip().lower() != b"100-continue":
+                raise HttpError(417, "the only expectation that is met here is 100-continue")
+            self._expects = encoding is not None or names.get(b"content-length", b"0").strip(b"0 \t") != b""
+            if self._request is None and not self._pending:
+                self._continue()
+
+    def _continue(self) -> None:
+        """Tells a client that waits before it sends its body to go on."""
+        if self._expects:
+            self._expects = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _check_framing(self, size: int) -> None:
+        """Bounds what the parser collects or skips without telling: one endless header, chunks of one byte."""
+        if self._raw < 0:  # the message began in the middle of this read
+            self._raw = 0
+            return
+        self._raw += size
+        limits = self._limits
+        if self._fields is None:
+            if self._raw > limits.head + limits.path:
+                self.fail(self._head_too_large())
+        elif self._raw > limits.head + limits.path + 17 * self._body_size:
+            self.fail(HttpError(400, "the body comes in too small chunks, or with too large chunk extensions"))
+
+    def _head_too_large(self) -> HttpError:
+        limits = self._limits
+        return HttpError(431, f"more than {limits.headers} header fields or {limits.head} bytes of them")
+
+    def _unparsable(self, error: httptools.HttpParserError) -> None:
+        if self._parser is None:  # the bytes are behind the last request
+            return
+        cause = error.__context__
+        if isinstance(cause, HttpError):
+            self.fail(cause)
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            log.error("a request could not be started", exc_info=cause)
+            self.fail(HttpError(500, "internal error; the log of the server has the details"))
+        else:
+            self.fail(HttpError(400, f"not a valid HTTP/1.1 request: {error}"))
 
     # ---- requests and replies
-
-    def _start(self, request: Request) -> None:
-        self._request = request
-        self._dispatch(self, request)
 
     def _wait(self, request: Request) -> None:
         self._pending.append(request)
@@ -265,13 +336,35 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _next(self) -> None:
-        """Starts the next pipelined request."""
-        if self._request is None and self._pending and not self._write_blocked_since:
-            request = self._pending.popleft()
+        """Starts pipelined requests, until one is not answered at once. Reading goes on when none waits any more."""
+        if self._starting:  # called by an answer given inside the loop below
+            return
+        self._starting = True
+        turns = self._limits.pipelined
+        while self._pending and self._request is None and not self._write_blocked_since:
+            if turns == 0:  # others want their turn
+                asyncio.get_running_loop().call_soon(self._next)
+                break
+            turns -= 1
+            self._request = self._pending.popleft()
+            self._dispatch(self, self._request)
+        self._starting = False
+        if not self._pending:
             if self._paused:
                 self._paused = False
+                self._message_since = self._message_since and self._clock()  # it was not the client who waited
                 self._transport.resume_reading()
-            self._start(request)
+            if self._request is None:
+                self._quiet()
+
+    def _quiet(self) -> None:
+        """All that was asked is answered."""
+        if self._parser is not None:
+            self._continue()
+        elif self._failure is not None:
+            self._answer_failure(self._failure)
+        elif not self._deadline:
+            self._close()
 
     def write(self, data: bytes) -> None:
         """Part of an answer."""
@@ -292,27 +385,45 @@ class Connection(asyncio.Protocol):
         self.exchange = None
         self.last_reply = self._clock()
         if request is None or not request.keep_alive:
-            self._transport.close()
+            self._close()
         elif self._pending:
             self._next()
+        elif self._parser is None or self._expects:
+            self._quiet()
 
     def abort(self) -> None:
         """Cuts the connection: an answer broke off in the middle, and the client must see that."""
         self._transport.abort()
 
     def fail(self, error: HttpError) -> None:
-        """Answers a request that is wrong as HTTP and closes: what follows on the connection cannot be trusted."""
-        self._failed = error
-        if self._request is not None:  # an earlier answer is still due: it is given up with the connection
-            self._transport.close()
-            return
+        """A request is wrong as HTTP: answered when those before it are, then closed, as no byte behind it counts."""
+        self._parser = None
+        self._message_since = 0.0
+        self._failure = error
+        if self._request is None and not self._pending:
+            self._answer_failure(error)
+
+    def _answer_failure(self, error: HttpError) -> None:
+        """Writes the answer, and reads on for a while: closing at once could destroy it before the client reads it."""
+        self._failure = None
+        transport = self._transport
         body = error_body(str(error))
-        self._transport.write(head(error.status, JSON_TYPE, len(body), b"connection: close\r\n") + body)
+        transport.write(head(error.status, JSON_TYPE, len(body), b"connection: close\r\n") + body)
+        self._deadline = self._clock() + self._limits.linger
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+
+    def _close(self) -> None:
+        self._parser = None
+        self._deadline = self._clock() + self._limits.write_timeout
         self._transport.close()
 
     async def drained(self) -> None:
         """Returns when the client has taken what was written, or has left."""
-        if self._write_blocked_since and self._parser is not None:
+        if self._write_blocked_since:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
 
@@ -321,21 +432,59 @@ class Connection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Called about once a second: ends what takes too long."""
         limits = self._limits
-        if self._write_blocked_since and now - self._write_blocked_since > limits.write_timeout:
+        if self._deadline:
+            self._end_closing(now)
+        elif self._write_blocked_since and self._reader_stuck(now):
             self._transport.abort()
-        elif self._request is not None:
+        elif self._request is not None or self._pending:
             return
         elif self._message_since and now - self._message_since > limits.read_timeout:
             self.fail(HttpError(408, f"the request was not complete within {limits.read_timeout:.0f} s"))
         elif not self._message_since and now - max(self.received, self.last_reply) > limits.idle_timeout:
-            self._transport.close()
+            self._close()
+
+    def _end_closing(self, now: float) -> None:
+        if now <= self._deadline:
+            return
+        if self._transport.is_closing():  # what is left to write does not get through
+            self._transport.abort()
+        else:
+            self._close()
+
+    def _reader_stuck(self, now: float) -> bool:
+        """Whether the client has taken nothing for the whole of the write timeout."""
+        size = self._transport.get_write_buffer_size()
+        if size < self._blocked_size:
+            self._write_blocked_since = now
+        self._blocked_size = size
+        return now - self._write_blocked_since > self._limits.write_timeout
 
     def finish(self) -> None:
-        """The server stops: closes now if nothing is in progress, else after the answer."""
-        if self._request is None and not self._pending:
-            self._transport.close()
-        elif self._request is not None:
-            self._request.keep_alive = False
+        """The server stops: closes after the last answer that is due; a request that is half here is refused."""
+        last = self._pending[-1] if self._pending else self._request
+        if last is not None:
+            last.keep_alive = False
+            self._parser = None
+        elif self._message_since and self._parser is not None:
+            self.fail(HttpError(503, "this server is stopping; ask another one"))
+        elif not self._transport.is_closing():
+            self._close()
+
+
+def checked_target(method: bytes, target: bytes, version: str) -> bytes:
+    """The path of an unusual request. Raises HttpError for versions, methods and targets that have no answer here."""
+    if version not in ("1.1", "1.0"):
+        raise HttpError(505, f"HTTP/{version} is not spoken here: send HTTP/1.1")
+    if method not in METHODS:
+        raise HttpError(501, f"the method {method.decode('latin-1')} is not served here")
+    if target[0] == SLASH or (target == b"*" and method == b"OPTIONS"):
+        return target
+    scheme, mark, rest = target.partition(b"://")
+    if not mark or scheme.lower() not in (b"http", b"https"):
+        raise HttpError(400, "the request target must be a path or an http URL")
+    authority = min((i for i in map(rest.find, (b"/", b"?")) if i >= 0), default=len(rest))
+    path = rest[authority:]
+    return path if path.startswith(b"/") else b"/" + path
 
 
 _date: tuple[int, bytes] = (0, b"")

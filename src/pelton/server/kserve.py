@@ -15,7 +15,7 @@ import msgspec
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput, TooLarge
-from pelton.server.codec import Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
+from pelton.server.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
 from pelton.server.http import Request
 from pelton.server.limits import Limits
 from pelton.server.native import vector_type
@@ -52,7 +52,7 @@ class KserveCodec:
                     return self._vectors(instances)
             except msgspec.ValidationError:
                 pass  # another form, or wrong: the general way tells
-            except msgspec.DecodeError as error:
+            except BAD_JSON as error:
                 raise bad_json(error) from None
         fields = self._general(decode_json(body, self._limits))
         return Asked([], len(next(iter(fields.values()))), fields)
@@ -90,23 +90,29 @@ class KserveCodec:
         return fields
 
     def _columns(self, columns: dict[str, Any]) -> dict[str, list[Any]]:
-        lengths = {name: len(values) if isinstance(values, list) else -1 for name, values in columns.items()}
-        if -1 in lengths.values() or len(set(lengths.values())) > 1:
-            raise InvalidInput(f'"inputs" must give each field a list of the same length; lengths are {lengths}')
+        lengths = {len(values) if isinstance(values, list) else -1 for values in columns.values()}
+        if -1 in lengths or len(lengths) > 1:
+            raise InvalidInput('"inputs" must give each field a list, and all lists the same length')
         return {name: [_unwrap(value) for value in values] for name, values in columns.items()}
 
     def _instances(self, instances: list[Any]) -> dict[str, list[Any]]:
         first = _unwrap(instances[0]) if instances else None
         if not isinstance(first, dict):
             return {self._only(): [_unwrap(instance) for instance in instances]}
-        columns: dict[str, list[Any]] = {name: [] for name in first}
+        columns: dict[str, list[Any]] = {}
         for position, instance in enumerate(instances):
-            if not isinstance(instance, dict) or instance.keys() != columns.keys():
-                raise InvalidInput(
-                    f"instance {position} does not have the same fields as instance 0: {sorted(columns)}"
-                )
+            if not isinstance(instance, dict):
+                raise InvalidInput(f"instance {position} must be an object, as instance 0 is")
             for name, value in instance.items():
-                columns[name].append(_unwrap(value))
+                column = columns.get(name)
+                if column is None:
+                    if name not in self._fields:
+                        known = ", ".join(map(repr, self._fields))
+                        raise InvalidInput(
+                            f"instance {position}: unknown field {name[:60]!r}; this model takes {known}"
+                        )
+                    column = columns[name] = [msgspec.UNSET] * len(instances)
+                column[position] = _unwrap(value)
         return columns
 
     def _only(self) -> str:

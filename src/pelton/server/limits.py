@@ -16,5 +16,6 @@ class Limits(msgspec.Struct, frozen=True):
     read_timeout: float = 30.0  # from the first byte of a request to its last
     idle_timeout: float = 75.0  # between requests of a kept connection
     write_timeout: float = 60.0  # a reader that takes nothing for so long is cut off
+    linger: float = 5.0  # an error was answered: what the client still sends is read and dropped for so long
     pipelined: int = 16  # requests of one connection that may wait for their turn
     connections: int = 16_384

@@ -7,6 +7,7 @@ Under uvloop a server made by `create_server` accepts one connection per turn of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -20,10 +21,20 @@ BACKLOG: Final = 4096
 AT_ONCE: Final = 256  # connections accepted before the loop gets another turn
 OUT_OF_FILES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 RETRY: Final = 0.25  # seconds without accepting when the process has no file descriptors left
+TELL_EVERY: Final = 10.0  # seconds between two lines about that in the log
+SET_UP_AT_ONCE: Final = 1024  # connections between accept and the end of the TLS handshake
+FULL_BODY: Final = b'{"error":"too many connections; try again in a few seconds"}'
+FULL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+    b"retry-after: 1\r\nconnection: close\r\n\r\n%b" % (len(FULL_BODY), FULL_BODY)
+)
 
 
 class Listener:
-    """One listening socket. `full` says whether more connections are refused at the moment."""
+    """One listening socket. `full` says whether more connections are refused at the moment.
+
+    `at_once` is small where other processes accept from the same socket, and idle ones shall get their share.
+    """
 
     def __init__(
         self,
@@ -31,7 +42,9 @@ class Listener:
         factory: Callable[[], asyncio.Protocol],
         full: Callable[[], bool],
         tls: ssl.SSLContext | None = None,
+        at_once: int = AT_ONCE,
     ) -> None:
+        self._at_once = at_once
         self._socket = sock
         self._factory = factory
         self._full = full
@@ -39,6 +52,8 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
+        self._resting = False
+        self._told = -TELL_EVERY
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._accept)
 
@@ -46,32 +61,60 @@ class Listener:
         """Stops accepting. Connections that were accepted live on."""
         if self._open:
             self._open = False
-            self._loop.remove_reader(self._socket.fileno())
+            self._rest()
             self._socket.close()
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
+            if len(self._tasks) >= SET_UP_AT_ONCE:
+                self._rest()  # the end of a handshake goes on
+                return
             try:
                 connection, _address = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno not in OUT_OF_FILES:
-                    raise
-                log.error("cannot accept connections: %s; raise the limit of open files (ulimit -n)", error.strerror)
-                self._loop.remove_reader(self._socket.fileno())
-                self._loop.call_later(RETRY, self._again)
-                return
+                if error.errno in OUT_OF_FILES:
+                    self._out_of_files(error)
+                    return
+                continue  # accept reports errors of the new connection, such as a client that has left again
             if self._full():
-                connection.close()
+                self._turn_away(connection)
                 continue
             task = self._loop.create_task(self._adopt(connection))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._set_up)
 
-    def _again(self) -> None:
-        if self._open:
+    def _out_of_files(self, error: OSError) -> None:
+        now = self._loop.time()
+        if now - self._told >= TELL_EVERY:
+            self._told = now
+            log.error("cannot accept connections: %s; raise the limit of open files (ulimit -n)", error.strerror)
+        self._rest()
+        self._loop.call_later(RETRY, self._go_on)
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        """More connections than the limit. Who speaks no TLS is told, if that costs no waiting."""
+        with connection:
+            if self._tls is None:
+                connection.setblocking(False)
+                with contextlib.suppress(OSError):
+                    connection.send(FULL)
+
+    def _rest(self) -> None:
+        if not self._resting:
+            self._resting = True
+            self._loop.remove_reader(self._socket.fileno())
+
+    def _go_on(self) -> None:
+        if self._open and self._resting:
+            self._resting = False
             self._loop.add_reader(self._socket.fileno(), self._accept)
+
+    def _set_up(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._resting and len(self._tasks) < SET_UP_AT_ONCE:
+            self._go_on()
 
     async def _adopt(self, connection: socket.socket) -> None:
         connection.setblocking(False)

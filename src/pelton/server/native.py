@@ -19,7 +19,7 @@ import pybase64
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput
-from pelton.server.codec import Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
+from pelton.server.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
 from pelton.server.http import Request
 from pelton.server.limits import Limits
 from pelton.server.tensors import PACK_LIMIT, out_of_range, packer
@@ -58,7 +58,7 @@ class NativeCodec:
                 return Asked(fast(body), 1)
             except msgspec.ValidationError:
                 pass  # nested, base64, or wrong: the general way tells
-            except msgspec.DecodeError as error:
+            except BAD_JSON as error:
                 raise bad_json(error) from None
         return Asked([], 1, self._general(body))
 

@@ -41,7 +41,7 @@ class JsonInput(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw()  # empty where absent: msgspec reads `Raw | None` as null only
     parameters: Parameters | None = None
 
 
@@ -126,6 +126,8 @@ class OipCodec:
         rows = 0
         for tensor in decoded.inputs:
             spec = self._spec_of(tensor.name, tensor.datatype)
+            if spec.name in given:
+                raise InvalidInput(f"input {spec.name!r} is given twice")
             shape = tensor.shape
             rows = _same_rows(rows, check_shape(shape, spec, self._signature.batched), spec)
             data = tensor.data
@@ -183,7 +185,7 @@ class OipCodec:
             if tensor.name in given:
                 raise InvalidInput(f"input {tensor.name!r} is given twice")
             given[tensor.name] = (
-                from_binary(data, shape, spec) if data is not None else from_json(tensor.data or b"null", shape, spec)
+                from_binary(data, shape, spec) if data is not None else from_json(tensor.data, shape, spec)
             )
         if len(binary):
             raise InvalidInput(f"{len(binary)} bytes of the body belong to no input: check binary_data_size")
@@ -214,16 +216,14 @@ class OipCodec:
         if spec.shape:
             return check_shape(shape, spec, True)
         if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-            raise InvalidInput(
-                f"input {spec.name!r}: shape {list(shape)[:16]} must be [n] or [n, 1]: one value per row"
-            )
+            raise InvalidInput(f"input {spec.name!r}: its shape must be [n] or [n, 1], one value per row")
         return check_shape(shape[:1], spec, True)
 
     def _asked(self, given: dict[str, Array], rows: int, decoded: Any) -> Asked:
         specs = self._signature.inputs
         if len(given) != len(specs):
             missing = [name for name in self._inputs if name not in given]
-            raise InvalidInput(f"the request lacks the input {missing[0]!r}" if missing else "an input is given twice")
+            raise InvalidInput(f"the request lacks the input {missing[0]!r}")
         inputs = [given[spec.name] for spec in specs]
         if decoded.parameters is None and decoded.outputs is None:
             return Asked(inputs, rows, context=Wanted(decoded.id) if decoded.id else PLAIN)
@@ -262,6 +262,8 @@ class OipCodec:
     def _wanted(self, outputs: list[JsonOutput] | None, binary: bool) -> tuple[tuple[int, bool], ...]:
         if not outputs:
             return tuple((i, binary) for i in range(len(self._output_heads)))
+        if len(outputs) > len(self._outputs):
+            raise InvalidInput(f"{len(outputs)} outputs are asked for; this model has {len(self._outputs)}")
         wanted = []
         for output in outputs:
             index = self._outputs.get(output.name)
@@ -290,7 +292,7 @@ class OipCodec:
                 binary.append(data)
                 tensors.append(head + b',"parameters":{"binary_data_size":%d}}' % len(data))
             else:
-                tensors.append(head + b',"data":' + encode(to_list(array)) + b"}")
+                tensors.append(head + b',"data":' + encode(to_list(array, self._signature.outputs[index])) + b"}")
         parts.append(b',"outputs":[' + b",".join(tensors) + b"]}")
         body = b"".join(parts)
         if not binary:
@@ -324,12 +326,12 @@ def _cut(tensor: JsonInput, binary: memoryview) -> tuple[memoryview | None, memo
     """The binary data of a tensor, if it has any, and what is left for the next ones."""
     size = (tensor.parameters or {}).get("binary_data_size")
     if size is None:
-        if tensor.data is None:
+        if not len(tensor.data):
             raise InvalidInput(f"input {tensor.name[:60]!r} has neither data nor binary_data_size")
         return None, binary
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise InvalidInput(f"input {tensor.name[:60]!r}: binary_data_size must be a whole number of bytes")
-    if tensor.data is not None:
+    if len(tensor.data):
         raise InvalidInput(f"input {tensor.name[:60]!r} has both data and binary_data_size")
     if size > len(binary):
         raise InvalidInput(

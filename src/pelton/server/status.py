@@ -9,8 +9,14 @@ import msgspec
 
 from pelton import errors
 
+
+class UnknownEncoding(errors.InvalidInput):
+    """The body has a content-encoding that is not read here."""
+
+
 STATUS: Final[tuple[tuple[type[errors.PeltonError], int], ...]] = (
     (errors.TooLarge, 413),
+    (UnknownEncoding, 415),
     (errors.InvalidInput, 400),
     (errors.NotFound, 404),
     (errors.Unsupported, 501),
@@ -22,8 +28,10 @@ STATUS: Final[tuple[tuple[type[errors.PeltonError], int], ...]] = (
     (errors.ModelFailed, 500),
 )
 
+MESSAGE_LIMIT: Final = 2000  # characters of an error: names in it may come from the caller
+
 PHRASES: Final = {
-    200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    200: "OK", 204: "No Content", 302: "Found", 304: "Not Modified", 307: "Temporary Redirect", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
     408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 414: "URI Too Long",
     415: "Unsupported Media Type", 417: "Expectation Failed", 429: "Too Many Requests",
     431: "Request Header Fields Too Large", 499: "Client Closed Request", 500: "Internal Server Error",
@@ -32,12 +40,11 @@ PHRASES: Final = {
 
 
 class HttpError(Exception):
-    """A request that is wrong as HTTP, before any model is asked. The connection is closed after it if `close`."""
+    """A request that is wrong as HTTP, before any model is asked. The connection is closed after its answer."""
 
-    def __init__(self, status: int, message: str, close: bool = True) -> None:
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.close = close
 
 
 def status_of(error: errors.PeltonError) -> int:
@@ -49,7 +56,9 @@ def status_of(error: errors.PeltonError) -> int:
 
 
 def error_body(message: str) -> bytes:
-    """The body that every protocol here uses for errors: `{"error": "..."}`. Lone surrogates are replaced."""
+    """The body that every protocol here uses for errors: `{"error": "..."}`. Lone surrogates are replaced, long ones cut."""
+    if len(message) > MESSAGE_LIMIT:
+        message = message[:MESSAGE_LIMIT] + "..."
     return msgspec.json.encode({"error": message.encode("utf-8", "replace").decode()})
 
 

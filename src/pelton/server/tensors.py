@@ -10,11 +10,13 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from pelton.errors import InvalidInput, Unsupported
+from pelton.errors import InvalidInput
+from pelton.transforms.fields import show
 from pelton.types import DATATYPES, Array, TensorSpec
 
 PACK_LIMIT: Final = 4096  # beyond, numpy converts faster than `struct` takes arguments
 ELEMENTS_LIMIT: Final = 1 << 31
+JSON_TYPES: Final = {"float": (float, int), "int": (int,), "bool": (bool,), "bytes": (str,)}
 
 _lists: Final[dict[str, msgspec.json.Decoder[Any]]] = {
     "float": msgspec.json.Decoder(list[float]),
@@ -40,10 +42,11 @@ def array_of(values: list[Any], shape: tuple[int, ...], spec: TensorSpec) -> Arr
         except (struct.error, OverflowError):
             raise out_of_range(spec, values) from None
     try:
-        array = np.array(values, kind.dtype).reshape(shape)
+        with np.errstate(over="ignore"):
+            array = np.array(values, kind.dtype).reshape(shape)
     except (OverflowError, ValueError):
         raise out_of_range(spec, values) from None
-    if kind.kind == "float" and not np.isfinite(array).all():
+    if kind.kind == "float" and np.isinf(array).any():  # JSON has no infinity: this one was too large
         raise out_of_range(spec, values)
     return array
 
@@ -56,7 +59,7 @@ def out_of_range(spec: TensorSpec, values: Sequence[Any]) -> InvalidInput:
             one(value)
         except (struct.error, OverflowError):
             return InvalidInput(
-                f"input {spec.name!r}: element {position} is {_short(value)}, which does not fit {spec.datatype}"
+                f"input {spec.name!r}: element {position} is {show(value)}, which does not fit {spec.datatype}"
             )
     return InvalidInput(f"input {spec.name!r}: values do not fit {spec.datatype}")
 
@@ -65,11 +68,13 @@ def from_json(raw: bytes | memoryview | msgspec.Raw, shape: tuple[int, ...], spe
     """The `data` of a JSON tensor, flat or nested in row-major order, as an array of `shape`."""
     kind = spec.type
     if not kind.code and kind.kind != "bytes":
-        raise Unsupported(f"input {spec.name!r}: {spec.datatype} has no JSON form; send it as a binary tensor")
+        raise InvalidInput(f"input {spec.name!r}: {spec.datatype} has no JSON form; send it as a binary tensor")
     try:
         values = _lists[kind.kind].decode(raw)
     except msgspec.ValidationError:
-        values = _flatten(_any.decode(raw), shape, spec)
+        values = _flatten(_decoded(raw, spec), shape, spec)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"input {spec.name!r}: data is not valid JSON: {error}") from None
     expected = count_of(shape)
     if len(values) != expected:
         raise InvalidInput(f"input {spec.name!r}: shape {list(shape)} needs {expected} values, data has {len(values)}")
@@ -78,6 +83,17 @@ def from_json(raw: bytes | memoryview | msgspec.Raw, shape: tuple[int, ...], spe
         array[:] = [encode_text(text, spec) for text in values]
         return array.reshape(shape)
     return array_of(values, shape, spec)
+
+
+def _decoded(raw: bytes | memoryview | msgspec.Raw, spec: TensorSpec) -> Any:
+    try:
+        return _any.decode(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"input {spec.name!r}: data: {error}") from None
+    except RecursionError:
+        raise InvalidInput(f"input {spec.name!r}: data is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"input {spec.name!r}: data is not valid JSON: {error}") from None
 
 
 def _flatten(data: Any, shape: tuple[int, ...], spec: TensorSpec) -> list[Any]:
@@ -104,18 +120,17 @@ def _element(value: Any, position: int, spec: TensorSpec) -> Any:
     kind = spec.type.kind
     if value is None and spec.nan and kind == "float":
         return float("nan")
-    good = {
-        "float": isinstance(value, int | float) and not isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "bool": isinstance(value, bool),
-        "bytes": isinstance(value, str),
-    }[kind]
-    if not good:
+    if type(value) not in JSON_TYPES[kind]:
         raise InvalidInput(
-            f"input {spec.name!r}: element {position} is {_short(value)}, but {spec.datatype} takes "
+            f"input {spec.name!r}: element {position} is {show(value)}, but {spec.datatype} takes "
             + {"float": "numbers", "int": "whole numbers", "bool": "true or false", "bytes": "strings"}[kind]
         )
-    return float(value) if kind == "float" else value
+    try:
+        return float(value) if kind == "float" else value
+    except OverflowError:
+        raise InvalidInput(
+            f"input {spec.name!r}: element {position} is {show(value)}, which does not fit {spec.datatype}"
+        ) from None
 
 
 def from_binary(data: memoryview, shape: tuple[int, ...], spec: TensorSpec) -> Array:
@@ -130,11 +145,14 @@ def from_binary(data: memoryview, shape: tuple[int, ...], spec: TensorSpec) -> A
             f"binary_data_size is {len(data)}"
         )
     array: Array = np.ndarray(shape, kind.dtype, data)
-    if kind.kind == "float" and kind.code and not spec.nan and not np.isfinite(array).all():
-        position = int(np.flatnonzero(~np.isfinite(array.ravel()))[0])
-        raise InvalidInput(
-            f"input {spec.name!r}: element {position} is {array.ravel()[position]}; this model takes finite numbers only"
-        )
+    if kind.kind == "float" and not spec.nan:
+        good = np.isfinite(array) if kind.code else (array & 0x7F80) != 0x7F80  # BF16: the exponent's bits
+        if not good.all():
+            position = int(np.argmin(good.ravel()))
+            what = array.ravel()[position] if kind.code else "NaN or infinite"
+            raise InvalidInput(
+                f"input {spec.name!r}: element {position} is {what}; this model takes finite numbers only"
+            )
     if kind.kind == "bool" and len(data) and int(np.frombuffer(data, np.uint8).max()) > 1:
         raise InvalidInput(f"input {spec.name!r}: BOOL takes bytes 0 and 1 only")
     return array
@@ -171,14 +189,16 @@ def to_binary(array: Array) -> bytes:
     return array.tobytes()
 
 
-def to_list(array: Array) -> list[Any]:
-    """Flat JSON values of an output, row-major. Bytes become text; what is not UTF-8 is an error for the caller."""
+def to_list(array: Array, spec: TensorSpec) -> list[Any]:
+    """Flat JSON values of an output, row-major. Bytes become text; what has no JSON form is an error for the caller."""
+    if not spec.type.code and array.dtype != object:
+        raise InvalidInput(f"output {spec.name!r}: {spec.datatype} has no JSON form; ask for it as a binary tensor")
     if array.dtype == object:
         try:
             return [value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel()]
         except UnicodeDecodeError:
-            raise Unsupported(
-                "this output holds bytes that are not UTF-8 text; ask for it as a binary tensor"
+            raise InvalidInput(
+                f"output {spec.name!r} holds bytes that are not UTF-8 text; ask for it as a binary tensor"
             ) from None
     values: list[Any] = array.ravel().tolist()
     return values
@@ -193,14 +213,13 @@ def check_shape(shape: Sequence[int], spec: TensorSpec, batched: bool) -> int:
             if got != want and (want != -1 or got < 0):
                 good = False
     if not good:
-        raise InvalidInput(
-            f"input {spec.name!r}: shape {list(shape)[:16]} does not fit the model's {list(expected)} (-1: any)"
-        )
+        told = ", ".join(map(show, shape[:16]))
+        raise InvalidInput(f"input {spec.name!r}: shape [{told}] does not fit the model's {list(expected)} (-1: any)")
     rows = shape[0] if batched else 1
     if rows < 1:
-        raise InvalidInput(f"input {spec.name!r}: shape {list(shape)} has no rows")
+        raise InvalidInput(f"input {spec.name!r}: its shape has no rows; send at least one")
     if count_of(shape) > ELEMENTS_LIMIT:
-        raise InvalidInput(f"input {spec.name!r}: shape {list(shape)} has more than {ELEMENTS_LIMIT} elements")
+        raise InvalidInput(f"input {spec.name!r}: its shape has more than {ELEMENTS_LIMIT} elements")
     return rows
 
 
@@ -218,11 +237,6 @@ def encode_text(text: str, spec: TensorSpec) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise InvalidInput(f"input {spec.name!r}: a string holds a lone surrogate, which is not text") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def known_datatype(name: str, what: str) -> None:
