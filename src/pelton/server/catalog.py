@@ -1,0 +1,83 @@
+"""`GET /models`: what the page shows of every model. State, target, batches, figures of the last minutes, fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pelton.records import Window
+from pelton.records.snapshot import Lane, Snapshot, by_version, merged
+from pelton.server import cards
+from pelton.server.health import UNLOADED
+
+Key = tuple[str, str]
+
+
+def catalog(processes: Sequence[Snapshot], states: Mapping[str, str], reason: str) -> dict[str, Any]:
+    """Everything that the page shows; plain data. `reason`: why the server is not ready, or nothing."""
+    totals = by_version(merged(one for process in processes for one in process.sums))
+    recent = by_version(merged(one for process in processes for one in process.recent))
+    seconds = max(process.recent_seconds for process in processes)
+    lanes = lanes_of(processes)
+    models = [
+        _model(same, totals.get(key, Window()), recent.get(key, Window()), seconds) for key, same in lanes.items()
+    ]
+    models += [
+        {"name": name, "state": "unloaded" if state == UNLOADED else "unavailable", "reason": state}
+        for name, state in states.items()
+    ]
+    return {
+        "server": {
+            "version": processes[0].software,
+            "ready": not reason,
+            "reason": reason,
+            "processes": len(processes),
+            "started": min(process.usage.started for process in processes),
+            "in_flight": sum(process.in_flight for process in processes),
+            "rss_bytes": sum(process.usage.rss_bytes or 0 for process in processes),
+        },
+        "models": sorted(models, key=lambda model: str(model["name"])),
+    }
+
+
+def lanes_of(processes: Sequence[Snapshot]) -> dict[Key, list[Lane]]:
+    """The lanes of every version, in all processes; sorted by name."""
+    lanes: dict[Key, list[Lane]] = {}
+    for process in processes:
+        for lane in process.lanes:
+            lanes.setdefault((lane.model, lane.version), []).append(lane)
+    return dict(sorted(lanes.items()))
+
+
+def _model(lanes: Sequence[Lane], total: Window, recent: Window, seconds: float) -> dict[str, Any]:
+    card: dict[str, Any] = msgspec.to_builtins(cards.read(lanes[0].card))
+    for key in ("row", "answer", "example"):
+        card.pop(key)
+    return {
+        **card,
+        "state": "ready",
+        "reason": "",
+        "target_ms": max(lane.target for lane in lanes) * 1e3,
+        "batch_cap": min(lane.cap for lane in lanes),
+        "queue_rows": sum(lane.queue_rows for lane in lanes),
+        "recent": figures(recent, seconds),
+        "total": {"answered": total.answered, "rows": total.rows, "errors": total.errors},
+    }
+
+
+def figures(window: Window, seconds: float) -> dict[str, Any]:
+    """A window in numbers that people read; times are milliseconds, None where nothing was answered."""
+    batches = sum(batch.count for batch in window.batches.values())
+    latency = window.stages["total"]
+    return {
+        "seconds": round(seconds, 1),
+        "per_second": window.answered / seconds if seconds else 0.0,
+        "p50_ms": latency.quantile(0.5) * 1e3 if window.answered else None,
+        "p99_ms": latency.quantile(0.99) * 1e3 if window.answered else None,
+        "queue_p99_ms": window.stages["queue"].quantile(0.99) * 1e3 if window.answered else None,
+        "batch_rows": window.rows / batches if batches else None,
+        "answered": window.answered,
+        "errors": window.errors,
+    }

@@ -1,0 +1,194 @@
+"""`GET /metrics`: the sums of all processes in Prometheus' text form, or OpenMetrics where the client asks for it.
+
+Made from snapshots at the moment of asking: nothing is counted a second time, and there is no global registry. Labels
+are model, version, protocol, and fixed words, so the number of series is bounded by what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+
+from pelton.records import Window, WindowKey
+from pelton.records.snapshot import Lane, Snapshot, by_version, merged
+
+STAGES: Final = (
+    ("total", "pelton_request_seconds", "From the last byte of a request to its answer, of calls that were answered."),
+    ("prepare", "pelton_prepare_seconds", "Preprocessing of a call: pictures, sounds, texts, table rows."),
+    ("queue", "pelton_queue_seconds", "Time that a call waited for its batch to start."),
+    ("run", "pelton_run_seconds", "Run time of the batch that a call was part of."),
+)
+BATCH_BOUNDS: Final = tuple(2**power for power in range(11))
+VERSION: Final = ("model", "version")
+
+
+def render(processes: Sequence[Snapshot], accept: str = "") -> tuple[bytes, str]:
+    """(body, content type). `accept` is the client's Accept header; empty: Prometheus' text form."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(processes))
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type
+
+
+class _Collector:
+    """What prometheus-client asks for the families."""
+
+    def __init__(self, processes: Sequence[Snapshot]) -> None:
+        self._processes = processes
+
+    def collect(self) -> Iterator[Metric]:
+        totals = merged(one for process in self._processes for one in process.sums)
+        versions = by_version(totals)
+        yield from _calls(totals)
+        yield from _refusals(versions)
+        yield from _stages(versions)
+        yield from _batches(versions)
+        yield from _lanes(self._processes)
+        yield from _processes(self._processes)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+
+def _calls(totals: Mapping[WindowKey, Window]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "pelton_requests", "Calls by how they ended; ok: answered.", labels=("model", "version", "protocol", "outcome")
+    )
+    rows = CounterMetricFamily(
+        "pelton_rows", "Rows of calls that were answered.", labels=("model", "version", "protocol")
+    )
+    outcomes: dict[tuple[str, str, str, str], int] = {}
+    answered: dict[tuple[str, str, str], int] = {}
+    for key, window in totals.items():  # tenants are no label: there may be many of them
+        for outcome, count in {**window.errors, "ok": window.answered}.items():
+            if count:
+                label = (key.model, key.version, key.protocol, outcome)
+                outcomes[label] = outcomes.get(label, 0) + count
+        answered[key[:3]] = answered.get(key[:3], 0) + window.rows
+    for labels, count in sorted(outcomes.items()):
+        requests.add_metric(labels, count)
+    for protocol_labels, count in sorted(answered.items()):
+        rows.add_metric(protocol_labels, count)
+    yield requests
+    yield rows
+
+
+def _refusals(versions: Mapping[tuple[str, str], Window]) -> Iterator[Metric]:
+    family = CounterMetricFamily(
+        "pelton_refusals",
+        "Calls that were not taken although nothing was wrong with them.",
+        labels=(*VERSION, "reason"),
+    )
+    for key, window in sorted(versions.items(), key=lambda item: item[0]):
+        for reason, count in sorted(window.refusals.items()):
+            family.add_metric((*key, reason), count)
+    yield family
+
+
+def _stages(versions: Mapping[tuple[str, str], Window]) -> Iterator[Metric]:
+    for stage, name, text in STAGES:
+        family = HistogramMetricFamily(name, text, labels=VERSION)
+        for key, window in _answered(versions):
+            histogram = window.stages[stage]
+            buckets = [(repr(edge), float(count)) for edge, count in histogram.cumulative()]
+            family.add_metric(key, [*buckets, ("+Inf", float(histogram.count))], histogram.sum)
+        yield family
+
+
+def _batches(versions: Mapping[tuple[str, str], Window]) -> Iterator[Metric]:
+    sizes = HistogramMetricFamily("pelton_batch_rows", "Rows of the batches that ran.", labels=VERSION)
+    left = CounterMetricFamily(
+        "pelton_batches",
+        "Batches by why they left the queue: idle (all that waited), full, shape (the next row had another one), "
+        "pieces (a call larger than a batch).",
+        labels=(*VERSION, "reason"),
+    )
+    device = CounterMetricFamily("pelton_device_seconds", "Seconds that batches held the device.", labels=VERSION)
+    for key, window in _answered(versions):
+        counts = {size: round(batch.count) for size, batch in window.batches.items()}
+        sizes.add_metric(key, _size_buckets(counts), float(sum(size * count for size, count in counts.items())))
+        for reason, share in sorted(window.dispatched.items()):
+            left.add_metric((*key, reason), round(share))
+        device.add_metric(key, window.device_seconds)
+    yield from (sizes, left, device)
+
+
+def _size_buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
+    buckets = [
+        (repr(float(bound)), float(sum(n for size, n in counts.items() if size <= bound))) for bound in BATCH_BOUNDS
+    ]
+    return [*buckets, ("+Inf", float(sum(counts.values())))]
+
+
+def _answered(versions: Mapping[tuple[str, str], Window]) -> Iterable[tuple[tuple[str, str], Window]]:
+    return sorted(((key, window) for key, window in versions.items() if window.answered), key=lambda item: item[0])
+
+
+def _lanes(processes: Sequence[Snapshot]) -> Iterator[Metric]:
+    lanes: dict[tuple[str, str], list[Lane]] = {}
+    states: dict[str, str] = {}
+    for process in processes:
+        states.update(process.states)
+        for lane in process.lanes:
+            lanes.setdefault((lane.model, lane.version), []).append(lane)
+    waiting = GaugeMetricFamily("pelton_queue_rows", "Rows that wait for a batch.", labels=VERSION)
+    running = GaugeMetricFamily("pelton_running_batches", "Batches that run.", labels=VERSION)
+    ready = GaugeMetricFamily(
+        "pelton_model_ready", "1: the model answers; 0: it loads, failed, or was unloaded.", labels=VERSION
+    )
+    target = GaugeMetricFamily("pelton_target_seconds", "The latency target.", labels=VERSION)
+    cap = GaugeMetricFamily("pelton_batch_rows_cap", "The largest batch that keeps the target.", labels=VERSION)
+    for key, same in sorted(lanes.items()):
+        waiting.add_metric(key, sum(lane.queue_rows for lane in same))
+        running.add_metric(key, sum(lane.running for lane in same))
+        ready.add_metric(key, float(key[0] not in states))  # in every process
+        target.add_metric(key, max(lane.target for lane in same))
+        cap.add_metric(key, min(lane.cap for lane in same))
+    for name in sorted(states.keys() - {model for model, _ in lanes}):
+        ready.add_metric((name, ""), 0.0)
+    yield from (waiting, running, ready, target, cap)
+
+
+def _processes(processes: Sequence[Snapshot]) -> Iterator[Metric]:
+    build = InfoMetricFamily("pelton_build", "The release that runs.", labels=())
+    for version, python in sorted({(process.software, process.python) for process in processes}):
+        build.add_metric((), {"version": version, "python": python})
+    yield build
+    in_flight = sum(process.in_flight for process in processes)
+    yield GaugeMetricFamily("pelton_in_flight", "Calls that were taken and are not answered yet.", in_flight)
+    counted = [process.connections for process in processes if process.connections is not None]
+    if counted:
+        yield GaugeMetricFamily("pelton_connections", "Open client connections.", sum(counted))
+    yield from _usage(processes)
+
+
+def _usage(processes: Sequence[Snapshot]) -> Iterator[Metric]:
+    """The names that all Prometheus clients use; with the label `worker` where several processes share the port."""
+    labels = ("worker",) if len(processes) > 1 else ()
+    cpu = CounterMetricFamily("process_cpu_seconds", "Processor time used.", labels=labels)
+    gauges = {
+        "rss_bytes": GaugeMetricFamily("process_resident_memory_bytes", "Memory held.", labels=labels),
+        "open_fds": GaugeMetricFamily("process_open_fds", "Open file descriptors.", labels=labels),
+        "max_fds": GaugeMetricFamily("process_max_fds", "Limit of open file descriptors.", labels=labels),
+        "started": GaugeMetricFamily("process_start_time_seconds", "Start, in seconds since 1970.", labels=labels),
+    }
+    for process in processes:
+        values = (str(process.worker),) if labels else ()
+        usage = process.usage
+        cpu.add_metric(values, usage.cpu_seconds)
+        told = (usage.rss_bytes, usage.open_fds, usage.max_fds, usage.started)
+        for family, value in zip(gauges.values(), told, strict=True):
+            if value is not None:
+                family.add_metric(values, value)
+    yield cpu
+    yield from gauges.values()

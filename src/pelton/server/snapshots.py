@@ -1,0 +1,99 @@
+"""The snapshot of this process: its ledger's totals, its lanes, and what the operating system says of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+
+from pelton import __version__
+from pelton.records import Window, WindowKey
+from pelton.records.snapshot import Lane, Snapshot, Usage, sums_of
+from pelton.server.app import Site
+from pelton.server.cards import card_of
+
+RECENT_MINUTES = 2  # the current one and the one before: figures cover 60 to 120 s
+
+_imported = time.time()
+
+
+def take(site: Site) -> Snapshot:
+    """Folds what is pending first, so every call that was answered is in it."""
+    engine = site.engine
+    engine.ledger.fold()
+    epoch = time.time() - engine.clock()
+    recent, seconds = _recent(site)
+    return Snapshot(
+        software=__version__,
+        python=platform.python_version(),
+        in_flight=engine.in_flight,
+        usage=usage(),
+        sums=sums_of(engine.ledger.totals, epoch),
+        recent=sums_of(recent, epoch),
+        recent_seconds=seconds,
+        lanes=[
+            Lane(
+                served.name,
+                served.version,
+                served.target,
+                served.scheduler.batcher.cap,
+                served.scheduler.batcher.rows,
+                served.scheduler.running,
+                card_of(served),
+            )
+            for name in engine.directory.current()
+            for served in engine.directory.versions(name)
+        ],
+        states=engine.directory.states(),
+        worker=site.worker,
+    )
+
+
+def _recent(site: Site) -> tuple[dict[WindowKey, Window], float]:
+    """The windows of the last minutes, and the seconds that they cover."""
+    now = site.engine.clock()
+    first = int(now // 60) - RECENT_MINUTES + 1
+    recent: dict[WindowKey, Window] = {}
+    for minute, windows in site.engine.ledger.minutes:
+        if minute >= first:
+            for key, window in windows.items():
+                recent.setdefault(key, Window()).merge(window)
+    return recent, min(now - first * 60, time.time() - started())
+
+
+def usage() -> Usage:
+    """Memory and files are told where there is /proc."""
+    return Usage(time.process_time(), started(), _resident(), _open_files(), _most_files())
+
+
+def started() -> float:
+    """When the process started, seconds since 1970; without /proc, when this module was imported."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    except (OSError, StopIteration, IndexError, ValueError):
+        return _imported
+    return int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _resident() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _open_files() -> int | None:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return None
+
+
+def _most_files() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on every system
+        return None
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
