@@ -33,6 +33,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: Annotated[str, _about("address to listen on; 0.0.0.0 or :: for all")] = "127.0.0.1"
     port: Annotated[int, _about("TCP port to listen on; 0 takes a free one", ge=0, le=65535)] = 8080
     workers: Annotated[int, _about("processes that share the port", ge=1, le=256)] = 1
+    replicate_below: Annotated[
+        float, _about("models with files up to this size are loaded in every worker, bigger ones in one", ge=0)
+    ] = 256.0
     slots: Annotated[int, _about("batches that run at the same time in a process; 0: one per core", ge=0, le=1024)] = 0
     threads: Annotated[int, _about("threads of one batch; more lowers the latency of large models", ge=1, le=256)] = 1
     grace: Annotated[

@@ -1,0 +1,250 @@
+"""Calls to models that live in another worker: the request goes there as it came, the answer comes back as it was made.
+
+Each worker listens on a Unix socket in a folder that only its user may enter. Connections to it are kept and carry one
+request at a time; whatever goes wrong on one ends it, so an answer can never reach another request. Nothing is sent
+twice: whether a worker that died had run the call, nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from pelton.errors import NotReady, PeltonError
+from pelton.server.http import Connection, Request
+from pelton.server.routes import Route
+
+log = logging.getLogger(__name__)
+
+IDLE_KEPT: Final = 64  # connections to one sibling that wait for the next call
+HOP_BY_HOP: Final = frozenset(  # RFC 9110 section 7.6.1: these are between the client and us
+    (
+        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"expect", b"content-length",
+    )
+)  # fmt: skip
+MODEL_PAGE: Final = re.compile(rb"/(?:v[12]/)?models/([A-Za-z0-9_.\-]{1,100})(?=[/:?]|$)")
+
+Reject = Callable[[Connection, Request, str, str, PeltonError], None]
+
+
+class Receiver(Protocol):
+    """Who waits for an answer."""
+
+    def answered(self, answer: bytes) -> None:
+        """Head and body, as the sibling sent them."""
+
+    def failed(self) -> None:
+        """The sibling, or the connection to it, ended before the answer was whole."""
+
+
+class Link(asyncio.Protocol):
+    """One connection to a sibling."""
+
+    def __init__(self, released: Callable[[Link], None], lost: Callable[[Link], None]) -> None:
+        self._released = released
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._receiver: Receiver | None = None
+        self._parts: list[bytes] = []
+        self._complete = False
+        self._keep = False
+
+    def send(self, request: bytes, body: bytes, receiver: Receiver) -> None:
+        """Sends one request; the receiver hears exactly once, unless the link is aborted."""
+        transport = self._transport
+        assert transport is not None
+        self._receiver = receiver
+        transport.writelines((request, body)) if body else transport.write(request)
+
+    def abort(self) -> None:
+        """Nobody waits any more: the sibling sees its caller leave."""
+        self._receiver = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a stream's transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver is None or self._complete:  # an answer that nobody asked for
+            self._break()
+            return
+        self._parts.append(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            log.error("a worker's answer cannot be read: %s", error)
+            self._break()
+            return
+        if self._complete:
+            self._answered()
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("two answers to one request")
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        self._keep = self._parser.should_keep_alive()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(self)
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.failed()
+
+    def _answered(self) -> None:
+        receiver, self._receiver = self._receiver, None
+        assert receiver is not None
+        answer = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        self._complete = False
+        if self._keep:
+            self._released(self)
+        elif self._transport is not None:
+            self._transport.close()
+        receiver.answered(answer)
+
+    def _break(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Sibling:
+    """The connections to one worker."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Link] = []
+        self._links: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, request: bytes, body: bytes, receiver: Receiver, taken: Callable[[Link], bool]) -> None:
+        """`taken` is told the link before anything is sent; False: nobody wants the answer any more."""
+        if self._idle:
+            link = self._idle.pop()
+            if taken(link):
+                link.send(request, body, receiver)
+            return
+        task = self._loop.create_task(self._connect(request, body, receiver, taken))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, request: bytes, body: bytes, receiver: Receiver, taken: Callable[[Link], bool]) -> None:
+        try:
+            _, link = await self._loop.create_unix_connection(lambda: Link(self._released, self._lost), self.path)
+        except OSError:
+            receiver.failed()
+            return
+        self._links.add(link)
+        if taken(link):
+            link.send(request, body, receiver)
+        else:
+            self._released(link)
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for link in list(self._links):
+            link.abort()
+
+    def _released(self, link: Link) -> None:
+        if len(self._idle) < IDLE_KEPT:
+            self._idle.append(link)
+        else:
+            link.abort()
+
+    def _lost(self, link: Link) -> None:
+        self._links.discard(link)
+        if link in self._idle:
+            self._idle.remove(link)
+
+
+class Forwarded:
+    """One request that another worker answers, as the client's connection sees it (`http.Exchange`)."""
+
+    def __init__(self, connection: Connection, request: Request, name: str, protocol: str, reject: Reject) -> None:
+        self._connection = connection
+        self._request = request
+        self._name = name
+        self._protocol = protocol
+        self._reject = reject
+        self._link: Link | None = None
+        self._left = False
+
+    def taken(self, link: Link) -> bool:
+        self._link = link
+        return not self._left
+
+    def left(self) -> None:
+        self._left = True
+        if self._link is not None:
+            self._link.abort()
+
+    def answered(self, answer: bytes) -> None:
+        if self._left:
+            return
+        if self._request.method == b"HEAD":  # was sent as GET: the end of a HEAD's answer cannot be told
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self._connection.reply(answer, b"")
+
+    def failed(self) -> None:
+        if self._left:
+            return
+        message = f"model {self._name!r}: the worker that holds it ended and is started again"
+        error = NotReady(message, retry_after=1.0, reason="worker_lost")
+        self._reject(self._connection, self._request, self._name, self._protocol, error)
+
+
+class Forward:
+    """Hands requests on. `places`: model -> number of the worker that holds it, of models that are not here."""
+
+    def __init__(self, siblings: Mapping[int, Sibling], places: Mapping[str, int], reject: Reject) -> None:
+        self._siblings = siblings
+        self._places = places
+        self._reject = reject
+
+    def __call__(self, connection: Connection, request: Request, route: Route | None) -> bool:
+        """Whether the request is for a model of another worker, and was sent there. `route`: None for a page."""
+        if route is not None:
+            name, protocol = route.name, route.protocol
+        else:
+            name, protocol = model_of(request.target), ""
+        place = self._places.get(name)
+        if place is None:
+            return False
+        exchange = Forwarded(connection, request, name, protocol, self._reject)
+        connection.exchange = exchange
+        self._siblings[place].send(head_of(request), request.body, exchange, exchange.taken)
+        return True
+
+
+def model_of(target: bytes) -> str:
+    """The model that a page is about (`/v2/models/NAME...`), or nothing."""
+    path = target.partition(b"?")[0]
+    match = MODEL_PAGE.match(unquote_to_bytes(path) if b"%" in path else path)
+    return match[1].decode() if match else ""
+
+
+def head_of(request: Request) -> bytes:
+    """The request's head for the sibling: as it came, but for what concerns the client's connection only."""
+    method = b"GET" if request.method == b"HEAD" else request.method
+    lines = [b"%b %b HTTP/1.1" % (method, request.target)]
+    lines += [b"%b: %b" % header for header in request.headers if header[0] not in HOP_BY_HOP]
+    if request.version == "1.0":
+        lines = [line for line in lines if not line.startswith(b"host:")] + [b"host: worker"]
+    if request.body:
+        lines.append(b"content-length: %d" % len(request.body))
+    elif request.method == b"POST":
+        lines.append(b"content-length: 0")
+    if not request.keep_alive:
+        lines.append(b"connection: close")  # its answer then says so to the client
+    return b"\r\n".join(lines) + b"\r\n\r\n"

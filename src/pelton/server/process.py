@@ -1,0 +1,161 @@
+"""One serving process: its collaborators, and how it comes to an end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from pelton.engine import Engine
+from pelton.packages import Package
+from pelton.records import Ledger
+from pelton.registry import Registry
+from pelton.scheduling import Executor
+from pelton.server.app import Site, lazy_app
+from pelton.server.fleet import Fleet
+from pelton.server.heads import Heads
+from pelton.server.http import Connection
+from pelton.server.inference import Dispatcher, Forward
+from pelton.server.lifecycle import cores, settle_garbage, tls_context
+from pelton.server.limits import Limits
+from pelton.server.listener import AT_ONCE, Listener
+from pelton.server.routes import Routes
+from pelton.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 1.0
+CLOSE_SECONDS: Final = 4.0  # for giving models back at the end
+POLL_SECONDS: Final = 0.01
+MEGABYTE: Final = 1024 * 1024
+
+
+class Server:
+    """One serving process. All collaborators are made here.
+
+    `forward` hands on requests for models of other workers; `at_once` connections are accepted per turn of the loop.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        sock: socket.socket,
+        forward: Forward | None = None,
+        at_once: int = AT_ONCE,
+    ) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self.limits = limits_of(settings)
+        clock = time.perf_counter
+        self.clock = clock
+        self.ledger = Ledger(clock)
+        self._executor = Executor(self._loop, settings.slots or cores(), clock)
+        self.engine = Engine(self._loop, self._executor, self.ledger, clock)
+        self.fleet = Fleet(self.engine, registry, settings)
+        self.site = Site(self.engine, self.fleet, settings, self.limits)
+        self.app = lazy_app(self.site)
+        self.routes = Routes(self.limits)
+        self._connections: set[Connection] = set()
+        self._heads = Heads()
+        self._dispatch = Dispatcher(self.engine, self.routes, self.app, self.limits, forward)
+        self._listener = Listener(sock, self._connection, self._full, tls_context(settings), at_once)
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._stop: asyncio.Future[float] = self._loop.create_future()
+        self._loading: asyncio.Task[None] | None = None
+        self.stuck = False  # threads are left that cannot be ended
+
+    def _connection(self) -> Connection:
+        return Connection(self._dispatch, self._connections, self.limits, self.clock, self._heads)
+
+    def _full(self) -> bool:
+        return len(self._connections) >= self.limits.connections
+
+    async def run(
+        self,
+        packages: Sequence[Package],
+        loaded: Callable[[], None] | None = None,
+        last: Callable[[], Awaitable[None]] | None = None,
+    ) -> int:
+        """Serves until `stop`; returns the exit code: 0 when everything that was accepted was answered.
+
+        `loaded` is called when loading every model was tried. `last` is awaited once the process's own clients are
+        answered: what it still owes to others.
+        """
+        self._loading = self._loop.create_task(self._load(packages, loaded))
+        grace = await self._stop
+        return await self._drain(grace, last)
+
+    def stop(self, grace: float) -> bool:
+        """Takes new calls for `grace` more seconds and then ends; False: it was told so before."""
+        if self._stop.done():
+            return False
+        self.site.stopping = True
+        self._stop.set_result(grace)
+        return True
+
+    async def _load(self, packages: Sequence[Package], loaded: Callable[[], None] | None) -> None:
+        await self.fleet.start(packages)
+        settle_garbage()
+        if loaded is not None:
+            loaded()
+
+    async def _drain(self, grace: float, last: Callable[[], Awaitable[None]] | None) -> int:
+        log.info("stopping: new calls are taken for %.1f s more, then accepted ones are answered", grace)
+        await asyncio.sleep(grace)
+        self._listener.close()
+        self.engine.draining = last is None  # others may still send calls on
+        code = 0
+        try:
+            async with asyncio.timeout(self._settings.stop_timeout):
+                await self._connections_closed()
+                if last is not None:
+                    await last()
+                await self.engine.idle()
+        except TimeoutError:
+            left = max(self.engine.in_flight, len(self._connections))
+            log.error("%d calls were not answered within %.0f s", left, self._settings.stop_timeout)
+            code = 1
+        self.stuck = bool(code) or not (self._loading and self._loading.done())
+        if not self.stuck:
+            await self._close()
+        return code
+
+    async def _connections_closed(self) -> None:
+        """A connection closes when the answer in progress is written; one without a request closes now."""
+        while self._connections:
+            for connection in list(self._connections):
+                connection.finish()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _close(self) -> None:
+        """Gives models and threads back."""
+        self._sweeper.cancel()
+        self.ledger.fold()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.fleet.close()
+        except TimeoutError:
+            self.stuck = True
+        self.engine.close()
+
+    def _sweep(self) -> None:
+        now = self.clock()
+        for connection in list(self._connections):
+            connection.sweep(now)
+        self.ledger.fold()
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The HTTP side's bounds."""
+    return Limits(
+        body=int(settings.max_body * MEGABYTE),
+        json=int(settings.max_json * MEGABYTE),
+        read_timeout=settings.read_timeout,
+        idle_timeout=settings.idle_timeout,
+        connections=settings.max_connections,
+    )
