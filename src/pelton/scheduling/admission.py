@@ -6,17 +6,19 @@ goodput at twice the capacity falls from 100 % to 5 % (simulated; see docs/batch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def predicted_finish(
-    now: float, free_at: float, rows_ahead: int, rows: int, cap: int, full_seconds: float, slots: int
+    now: float, free: Sequence[float], rows_ahead: int, rows: int, full_rows: int, full_seconds: float
 ) -> float:
     """When a call of `rows` rows, queued now behind `rows_ahead`, is answered at the latest, in seconds of the clock.
 
-    `free_at`: when the first slot is free; `cap`: rows of a full batch; `full_seconds`: S(cap).
+    `free`: when each slot is free, ascending; `full_rows`, `full_seconds`: a full batch and S of it, with what passes
+    between two batches. Rows of less urgent calls are not ahead.
     """
-    batches_ahead = (rows_ahead + rows - 1) // cap
-    start = free_at if free_at > now else now
-    return start + (batches_ahead / slots + 1.0) * full_seconds
+    rounds, slot = divmod((rows_ahead + rows - 1) // full_rows, len(free))
+    return max(free[slot], now) + (rounds + 1) * full_seconds
 
 
 def retry_after(now: float, finish: float, deadline: float) -> float:

@@ -18,8 +18,14 @@ from pelton.scheduling.latency import LatencyModel
 from pelton.types import QUEUED, RUNNING, Batch, Call
 
 RECOMPUTE_EVERY: Final = 64  # batches between two looks at the best batch size
+PROBE_EVERY: Final = 16  # looks after which, where batches leave full, larger ones are tried for a moment
+PROBE_BATCHES: Final = 8
 RETURN_RATE: Final = 0.05
-MIN_FIXED_SHARE: Final = 0.5  # waiting for returning callers pays only where the fixed cost dominates
+GAP_RATE: Final = 0.1  # how fast a growing gap between batches is believed, and how slowly it is forgotten
+GAP_DECAY: Final = 0.98
+FILL_RATE: Final = 0.2
+MAX_SKIPPED: Final = 1024  # calls of other shapes that are passed over for one batch
+PRIORITIES: Final = 8  # levels above and below the usual one
 INLINE_WORTH: Final = 0.7  # of the best rate: what a batch on the loop may lose and still beat the hop to a thread
 SLACK_SHARE: Final = {"latency": 0.0, "balanced": 0.5, "cost": 0.9}
 
@@ -40,6 +46,16 @@ class Take(msgspec.Struct):
     wait_until: float = 0.0
 
 
+class Level:
+    """What waits with one priority: its calls, and the rows of those that still live."""
+
+    __slots__ = ("calls", "rows")
+
+    def __init__(self) -> None:
+        self.calls: deque[Call] = deque()
+        self.rows = 0
+
+
 class Batcher:
     """Calls in, batches out. Urgent calls first, first come first served among equals."""
 
@@ -48,55 +64,78 @@ class Batcher:
         self.latency = latency
         self.inline = InlineGate(latency.points())
         self.rows = 0  # of live calls in the queue
-        self._queues: dict[int, deque[Call]] = {0: deque()}
+        self._levels: dict[int, Level] = {0: Level()}
         self._order = [0]
-        self._main = self._queues[0]
+        self._main = self._levels[0]
+        self._slack_share = SLACK_SHARE[policy.objective]
+        self._earliest = float("inf")  # no deadline in the queue is before this
         self._until_recompute = 0
+        self._looks = 0
+        self._chosen = 0
+        self._left_behind = False  # batches left full and others stayed, since the last look
         self.cap = 1
+        self.full_rows = 1  # rows of a batch that leaves others behind: the cap, less where large calls do not fit
+        self._fill = 1.0
         self.full_seconds = 0.0
+        self.gap = 0.0  # seconds between two batches while calls wait: answers, sockets, other models in the slot
         self.inline_rows = 0  # batches up to this size run on the event loop
         self._return_time = 0.0  # seconds after which answered callers come back, and how much that varies
         self._return_spread = 0.0
         self._returning = 0.0  # share of calls that come from a caller answered just before
+        self._returned = 0  # callers that came back since the last batch
+        self._waited = False
         self._last_finish = 0.0
         self._last_calls = 0
         self.refresh()
 
     def refresh(self) -> None:
         """Looks again for the best batch size; done every few batches, since S(b) changes slowly."""
-        policy = self.policy
-        self.cap = self.latency.best_rows(policy.max_rows, policy.target / 2)
-        self.inline_rows = self.inline.largest(self.cap)
-        if 0 < self.inline_rows < self.cap and self._rate(self.inline_rows) > INLINE_WORTH * self._rate(self.cap):
-            self.cap = self.inline_rows  # smaller batches on the loop beat larger ones in a thread
-        self.full_seconds = self.latency.predict_high(self.cap)
+        policy, longest = self.policy, self.policy.target / 2
         self._until_recompute = RECOMPUTE_EVERY
-
-    def _rate(self, rows: int) -> float:
-        return rows / self.latency.predict(rows)
+        self._chosen = cap = self.latency.best_rows(policy.max_rows, longest, self._chosen)
+        self.inline_rows = self.inline.largest(cap)
+        self._looks += 1
+        if 0 < self.inline_rows < cap and self._rate(self.inline_rows) > INLINE_WORTH * self._rate(cap):
+            cap = self.inline_rows  # smaller batches on the loop beat larger ones in a thread
+        elif self._left_behind and self._looks % PROBE_EVERY == 0:
+            cap = self.latency.larger(cap, policy.max_rows, longest)  # what is known of larger batches may be outdated
+            self._until_recompute = PROBE_BATCHES
+        self._left_behind = False
+        self._fill *= cap / self.cap
+        self.cap = cap
+        self._refill()
 
     def push(self, call: Call, returned_after: float = 0.0) -> None:
         """Queues a call. `returned_after`: seconds since this caller's last answer, 0 for a new one."""
         call.state = QUEUED
-        self.rows += call.rows
-        if call.priority == 0:
-            self._main.append(call)
-        else:
-            self._queue(call.priority).append(call)
+        rows = call.rows
+        self.rows += rows
+        level = self._main if call.priority == 0 else self._level(call.priority)
+        level.rows += rows
+        level.calls.append(call)
+        if self._slack_share and call.deadline < self._earliest:
+            self._earliest = call.deadline
         self._learn_return(returned_after)
 
     def remove(self, call: Call) -> None:
         """A queued call was settled elsewhere (its caller left); `take` will skip it."""
         self.rows -= call.rows
+        self._level(call.priority).rows -= call.rows
+
+    def rows_ahead(self, priority: int) -> int:
+        """Rows that leave before a new call of this priority."""
+        if len(self._order) == 1:
+            return self.rows
+        return sum([level.rows for p, level in self._levels.items() if p >= priority])
 
     def head(self) -> Call | None:
         """The call that would leave first."""
         for priority in self._order:
-            queue = self._queues[priority]
-            while queue and queue[0].state != QUEUED:
-                queue.popleft()
-            if queue:
-                return queue[0]
+            calls = self._levels[priority].calls
+            while calls and calls[0].state != QUEUED:
+                calls.popleft()
+            if calls:
+                return calls[0]
         return None
 
     def take(self, now: float) -> Take:
@@ -106,10 +145,14 @@ class Batcher:
             return Take()
         wait_until = self._wait(head, now)
         if wait_until > now:
+            self._waited = True
             return Take(wait_until=wait_until)
+        self._learn_gap(head, now)
         calls: list[Call] = []
         late: list[Call] = []
         reason = self._collect(calls, late, now)
+        if not self.rows:
+            self._earliest = float("inf")
         if not calls:
             return Take(late=late)
         rows = sum([call.rows for call in calls])
@@ -120,78 +163,137 @@ class Batcher:
         self.latency.observe(batch.rows, seconds)
         self._last_finish = now
         self._last_calls = len(batch.calls)
+        self._returned = 0
         self._until_recompute -= 1
         if self._until_recompute <= 0:
             self.refresh()
+        else:
+            self.full_seconds = self.latency.predict_high(self.full_rows)
 
-    def _queue(self, priority: int) -> deque[Call]:
-        queue = self._queues.get(priority)
-        if queue is None:
-            queue = self._queues[priority] = deque()
-            self._order = sorted(self._queues, reverse=True)
-        return queue
+    def _rate(self, rows: int) -> float:
+        return rows / self.latency.predict(rows)
+
+    def _level(self, priority: int) -> Level:
+        """Priorities beyond the outermost levels share those: callers choose the number, memory stays bounded."""
+        priority = max(-PRIORITIES, min(PRIORITIES, priority))
+        level = self._levels.get(priority)
+        if level is None:
+            level = self._levels[priority] = Level()
+            self._order = sorted(self._levels, reverse=True)
+        return level
 
     def _collect(self, calls: list[Call], late: list[Call], now: float) -> str:
-        """Moves calls of one bucket from the queue into `calls`, at most `cap` rows; says why it stopped."""
+        """Moves calls of one shape from the queue into `calls`, at most `cap` rows; says why it stopped."""
         rows, bucket, cap = 0, None, self.cap
-        shortest = self.latency.predict(1)
+        skipped: list[Call] = []
+        reason = "idle"
         for priority in self._order:
-            queue = self._queues[priority]
-            while queue:
-                call = queue[0]
+            level = self._levels[priority]
+            waiting = level.calls
+            while waiting:
+                call = waiting[0]
                 if call.state != QUEUED:
-                    queue.popleft()
+                    waiting.popleft()
                     continue
-                if now + shortest > call.deadline and now > call.received + self.policy.target / 2:
-                    queue.popleft()
+                if now >= call.deadline - self.full_seconds and self._hopeless(call, rows, now):
+                    waiting.popleft()
+                    level.rows -= call.rows
                     self.rows -= call.rows
                     late.append(call)
                     continue
-                if calls:
-                    if rows + call.rows > cap:
-                        return "full"
-                    if call.bucket != bucket:
-                        return "shape"
-                bucket = call.bucket
-                queue.popleft()
+                if not calls:
+                    bucket = call.bucket
+                elif call.bucket != bucket:
+                    reason = "shape"
+                    skipped.append(waiting.popleft())
+                    if len(skipped) > MAX_SKIPPED:
+                        break
+                    continue
+                elif rows + call.rows > cap:
+                    reason = "full"
+                    break
+                waiting.popleft()
                 rows += call.rows
+                level.rows -= call.rows
                 self.rows -= call.rows
                 call.state = RUNNING
                 calls.append(call)
-        return "full" if rows >= cap else "idle"
+            if skipped:
+                waiting.extendleft(reversed(skipped))  # the oldest call stays first: its shape leaves next
+                skipped.clear()
+            if reason == "full":
+                break
+        if self.rows and calls and (reason != "idle" or rows >= cap):
+            self._filled(rows, calls[0].priority)
+        return "full" if rows >= cap else reason
+
+    def _hopeless(self, call: Call, rows: int, now: float) -> bool:
+        """Whether a call that waited cannot be answered in time any more, even by the batch of
+        `rows` rows and what still waits.
+
+        One that did not wait behind a batch is always tried: what is believed of S(b) may be wrong, and is only learned
+        from batches that run.
+        """
+        if call.own_deadline:
+            waited = now >= call.deadline or call.queued < self._last_finish
+        else:
+            waited = now > call.received + self.policy.target / 2
+        return waited and now + self.latency.predict(max(call.rows, min(rows + self.rows, self.cap))) > call.deadline
+
+    def _filled(self, rows: int, priority: int) -> None:
+        """A batch of `rows` rows left others of its priority behind."""
+        if rows < self.cap and not self._level(priority).rows:
+            return  # only large, less urgent calls stayed: they did not fit
+        self._left_behind = True
+        self._fill += FILL_RATE * (rows - self._fill)
+        self._refill()
+
+    def _refill(self) -> None:
+        self.full_rows = max(1, min(self.cap, int(self._fill + 0.5)))
+        self.full_seconds = self.latency.predict_high(self.full_rows)
+
+    def _learn_gap(self, head: Call, now: float) -> None:
+        """How long a slot was not ours although calls waited. On one core that is also the time for the sockets."""
+        if head.queued < self._last_finish and not self._waited:
+            gap = min(now - self._last_finish, self.policy.target)
+            self.gap += GAP_RATE * (gap - self.gap)
+        else:
+            self.gap *= GAP_DECAY
+        self._waited = False
 
     def _wait(self, head: Call, now: float) -> float:
         """Until when it pays to leave the slot empty; not after `now`: run at once."""
         if self.rows >= self.cap:
             return now
-        share = SLACK_SHARE[self.policy.objective]
-        if share:
-            slack = head.deadline - self.full_seconds - head.queued
-            return head.queued + share * slack
+        if self._slack_share:
+            latest = self._earliest - self.full_seconds - self.gap
+            return head.queued + self._slack_share * (latest - head.queued)
+        if self._returning < 0.5:
+            return now
         return self._closed_loop_wait(now)
 
     def _closed_loop_wait(self, now: float) -> float:
-        """Callers that were just answered come back together: wait for them if that saves more than it costs.
+        """Callers that were just answered come back together: wait for them where that is faster for all.
 
-        The rule of batching.md: with n rows waiting and probability p that others come within w who would else wait a
-        whole batch: n*w < p*(S - w). Too short a wait makes it worse, so the wait is the measured return time or none.
+        n rows wait, m are on their way back. Running now and then the others takes S(n) + S(m) for a round; waiting
+        for them takes w + S(n + m). Where S(b) = t0 + a*b this is w < t0. Too short a wait makes it worse, so the wait
+        covers the measured return time or there is none.
         """
-        if self._returning < 0.5 or self._last_calls == 0 or self.latency.fixed_share() < MIN_FIXED_SHARE:
+        missing = int(self._returning * self._last_calls + 0.5) - self._returned
+        wait = self._last_finish + self._return_time + 2.0 * self._return_spread - now
+        if wait <= 0.0 or missing <= 0:
             return now
-        until = self._last_finish + self._return_time + 2.0 * self._return_spread
-        wait = until - now
-        if wait <= 0.0 or self.rows >= self._last_calls:
-            return now
-        seconds = self.latency.predict(self.rows)
-        missing = self._last_calls - self.rows
-        if self.rows * wait < self._returning * missing * (seconds - wait):
-            return until
+        predict, rows = self.latency.predict, self.rows
+        missing = min(missing, self.cap - rows)
+        if wait < predict(rows) + predict(missing) - predict(rows + missing):
+            return now + wait
         return now
 
     def _learn_return(self, returned_after: float) -> None:
         fresh = 0.0 < returned_after < self.full_seconds
         self._returning += RETURN_RATE * (fresh - self._returning)
         if fresh:
+            self._returned += 1
             error = returned_after - self._return_time
             self._return_time += RETURN_RATE * error
             self._return_spread += RETURN_RATE * (abs(error) - self._return_spread)
@@ -202,5 +304,6 @@ class Batcher:
             "rows_queued": self.rows,
             "batch_rows": self.cap,
             "batch_ms": round(self.full_seconds * 1e3, 3),
+            "gap_ms": round(self.gap * 1e3, 3),
             "curve_ms": [(rows, round(seconds * 1e3, 4)) for rows, seconds in self.latency.points()],
         }

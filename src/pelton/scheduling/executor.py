@@ -8,13 +8,17 @@ release the interpreter lock, so a batch in a thread leaves the loop free to rea
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final, Protocol
 
+from pelton.errors import ModelFailed
 from pelton.scheduling.batcher import Batcher
 from pelton.types import Batch, Call, Outcome
+
+log = logging.getLogger(__name__)
 
 INLINE_BUDGET: Final = 0.001  # seconds of model time on the loop before sockets are looked at again
 
@@ -38,19 +42,52 @@ class Lane(Protocol):
         """The call left the queue because it could not be answered in time any more."""
 
 
-class Executor:
-    """The device slots of one process. `slots`: batches that may run in threads at the same time."""
+class Threads:
+    """Threads that run jobs, started as they are needed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, slots: int, clock: Callable[[], float]) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, job: Job) -> None:
+        if len(self._threads) < self._most:
+            self._threads.append(threading.Thread(target=self._work, name="pelton-slot", daemon=True))
+            self._threads[-1].start()
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Ends the threads once their current job is done."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+class Executor:
+    """The device slots of one process. `slots`: batches that may run in threads at the same time.
+
+    `threads` is where they run; tests give one that needs no thread.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        slots: int,
+        clock: Callable[[], float],
+        threads: Threads | None = None,
+    ) -> None:
         self.slots = slots
+        self.full = False  # every slot is taken
         self._loop = loop
         self._clock = clock
         self._ready: list[Lane] = []
         self._busy: dict[int, float] = {}  # id of a running batch -> when it should be done
         self._pumping = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._timers: dict[int, asyncio.TimerHandle] = {}  # of lanes that wait for company, by id of the lane
+        self._threads = threads or Threads(slots)
 
     def wake(self, lane: Lane) -> None:
         """`lane` has something to run."""
@@ -62,34 +99,39 @@ class Executor:
             self._pumping = True
             self._loop.call_soon(self._pump)
 
-    def free_at(self, now: float) -> float:
-        """When the first slot is expected to be free."""
-        if len(self._busy) < self.slots:
-            return now
-        return min(self._busy.values())
+    def free(self, now: float) -> list[float]:
+        """When each slot is expected to be free, ascending.
+
+        A batch that is late is taken to be half through with being late: where a model hangs, no queue grows behind it.
+        """
+        free = sorted([end if end > now else 2.0 * now - end for end in self._busy.values()])
+        return [now] * (self.slots - len(free)) + free
 
     def close(self) -> None:
         """Ends the threads once their current batch is done."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        for timer in self._timers.values():
+            timer.cancel()
+        self._threads.close()
 
     def _pump(self) -> None:
         """Runs what can run now. Short batches follow each other here, until the sockets need a turn."""
         now = self._clock()
         end = now + INLINE_BUDGET
         blocked: list[Lane] = []
-        while self._ready and now < end:
-            lane = self._next_lane()
-            inline = runs_inline(lane.batcher)
-            if inline or len(self._busy) < self.slots:
-                self._run_one(lane, now, inline)
-                now = self._clock()
-            else:
-                blocked.append(lane)
-        self._pumping = bool(self._ready)
-        self._ready.extend(blocked)  # _returned looks again when a slot is free
-        if self._pumping:
-            self._loop.call_soon(self._pump)
+        try:
+            while self._ready and now < end:
+                lane = self._next_lane()
+                inline = runs_inline(lane.batcher)
+                if inline or not self.full:
+                    self._run_one(lane, now, inline)
+                    now = self._clock()
+                else:
+                    blocked.append(lane)
+        finally:  # whatever a lane does, the others go on
+            self._pumping = bool(self._ready)
+            self._ready.extend(blocked)  # _returned looks again when a slot is free
+            if self._pumping:
+                self._loop.call_soon(self._pump)
 
     def _run_one(self, lane: Lane, now: float, inline: bool) -> None:
         """Takes and starts one batch of a lane."""
@@ -98,7 +140,7 @@ class Executor:
             lane.drop(call, now)
         if take.wait_until:
             lane.ready = False  # a new call or the timer wakes it
-            self._loop.call_later(take.wait_until - now, self.wake, lane)
+            self._wake_later(lane, take.wait_until - now)
             return
         if lane.batcher.rows:
             self._ready.append(lane)
@@ -111,6 +153,16 @@ class Executor:
                 self._run_inline(lane, batch)
             else:
                 self._run_in_thread(lane, batch)
+
+    def _wake_later(self, lane: Lane, seconds: float) -> None:
+        timer = self._timers.pop(id(lane), None)
+        if timer is not None:
+            timer.cancel()
+        self._timers[id(lane)] = self._loop.call_later(seconds, self._waited, lane)
+
+    def _waited(self, lane: Lane) -> None:
+        del self._timers[id(lane)]
+        self.wake(lane)
 
     def _next_lane(self) -> Lane:
         """The lane whose first call has the earliest deadline, taken out of the ready list."""
@@ -128,19 +180,24 @@ class Executor:
 
     def _run_in_thread(self, lane: Lane, batch: Batch) -> None:
         self._busy[id(batch)] = batch.started + lane.batcher.latency.predict(batch.rows)
-        if len(self._threads) < self.slots:
-            self._threads.append(threading.Thread(target=self._work, name="pelton-slot", daemon=True))
-            self._threads[-1].start()
+        self.full = len(self._busy) >= self.slots
         loop, returned = self._loop, self._returned
 
         def job() -> None:
-            outcomes = lane.run(batch)
+            try:
+                outcomes = lane.run(batch)
+            except BaseException as error:
+                # The last boundary of a thread: code that calls sys.exit() must not take a slot with it.
+                log.exception("a batch ended its thread")
+                failure = ModelFailed(f"the model ended its thread: {type(error).__name__}")
+                outcomes = [failure for _ in batch.calls]
             loop.call_soon_threadsafe(returned, lane, batch, outcomes)
 
-        self._jobs.put(job)
+        self._threads.start(job)
 
     def _returned(self, lane: Lane, batch: Batch, outcomes: list[Outcome]) -> None:
         del self._busy[id(batch)]
+        self.full = False
         lane.running -= 1
         lane.batcher.inline.ran_in_thread()
         lane.finish(batch, outcomes, self._clock())
@@ -148,10 +205,6 @@ class Executor:
             # Behind the reads of this turn of the loop: callers that come right back join the next batch.
             self._pumping = True
             self._loop.call_soon(self._pump)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
 
 
 def _deadline(call: Call | None) -> float:

@@ -1,8 +1,8 @@
 """S(b): the seconds that a batch of b rows holds its slot, learned from every batch that ran.
 
 Often S(b) is close to t0 + a*b, but not always: a tree ensemble in ONNX Runtime takes twice as long per row from 24
-rows up. So the shape of the curve is kept as points (one per batch size seen), and the speed of the machine at this
-moment as one factor over all of them: the points learn slowly, the factor fast.
+rows up. So the shape of the curve is kept as points (one per batch size, coarser above 16 rows), and the speed of the
+machine at this moment as one factor over all of them: the points learn slowly, the factor fast.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Final
 
-SHAPE_RATE: Final = 0.03  # how fast a point follows what is measured
-SPEED_RATE: Final = 0.08  # how fast the machine's speed is followed
+SHAPE_RATE: Final = 0.02  # how fast a point that is well known follows what is measured
+SPEED_RATE: Final = 0.1  # how fast the machine's speed is followed
 SPREAD_RATE: Final = 0.05
-OUTLIER: Final = 4.0  # a batch that took longer than this many times its prediction counts as this many times
+SUSPECT: Final = 2.0  # a batch that took longer than this many times its prediction counts as this many times...
+OUTLIER: Final = 4.0  # ... and as this many when the one before it was slow as well: then it is the machine
+KNOWN: Final = 8  # observations from which a point is trusted to tell the machine's speed
 DEFAULT_SECONDS: Final = 0.001  # per row, before anything was measured
 BATCH_OVERHEAD: Final = 30e-6  # seconds that forming, starting and settling a batch cost beside the model
-NEAR_BEST: Final = 0.95  # a smaller batch is preferred while its rate is at least this share of the best
+NEAR_BEST: Final = 0.97  # the smallest batch whose rate is at least this share of the best is chosen...
+STILL_GOOD: Final = 0.94  # ... and kept while its rate is at least this share,
+SURELY_BEST: Final = 0.99  # and no smaller one reaches this: noise does not make the size jump where rates are equal
 
 
 class LatencyModel:
@@ -26,28 +30,43 @@ class LatencyModel:
     def __init__(self, points: Iterable[tuple[int, float]] = ()) -> None:
         """`points`: (rows, seconds) measured beforehand."""
         self._seconds: dict[int, float] = {}
+        self._seen: dict[int, int] = {}  # observations of each point, as far as they matter
         self._sizes: list[int] = []
         self._speed = 1.0
         self._spread = 0.1
+        self._slow = False  # the batch before was suspiciously slow
         self.observed = 0
         for rows, seconds in points:
-            self._add_point(rows, seconds)
+            self._add_point(rows, seconds, KNOWN)
 
     def observe(self, rows: int, seconds: float) -> None:
         """A batch of `rows` rows held its slot for `seconds`."""
         self.observed += 1
-        size = _cell(rows)
-        expected = self.predict(size)
-        if self._sizes and seconds > OUTLIER * expected:
-            seconds = OUTLIER * expected
+        size = rows if rows <= 16 else _cell(rows)
+        if not self._sizes:
+            self._add_point(size, seconds * size / rows, 1)
+            return
+        ratio = seconds / self.predict(rows)
+        slow = ratio > SUSPECT
+        if slow:
+            ratio = min(ratio, OUTLIER) if self._slow else SUSPECT
+        self._slow = slow
         known = self._seconds.get(size)
         if known is None:
-            self._add_point(size, seconds / self._speed)
-            return
-        ratio = seconds / expected
-        self._spread += SPREAD_RATE * (abs(ratio - 1.0) - self._spread)
-        self._speed *= 1.0 + SPEED_RATE * (ratio - 1.0)
-        self._seconds[size] = known + SHAPE_RATE * (seconds / self._speed - known)
+            self._add_point(size, self._between(size), 0)
+            known = self._seconds[size]
+        seen = self._seen[size]
+        if seen >= KNOWN:  # else the shape may be what is wrong, not the speed
+            self._spread += SPREAD_RATE * (abs(ratio - 1.0) - self._spread)
+            step = 1.0 + SPEED_RATE * (ratio - 1.0)
+            self._speed *= step
+            ratio /= step
+        rate = 1.0 / (seen + 2)
+        if rate > SHAPE_RATE:
+            self._seen[size] = seen + 1
+        else:
+            rate = SHAPE_RATE
+        self._seconds[size] = known * (1.0 + rate * (ratio - 1.0))
 
     def predict(self, rows: int) -> float:
         """The expected S(rows)."""
@@ -60,41 +79,43 @@ class LatencyModel:
         """S(rows) with room for its spread: two mean deviations above the expectation."""
         return self.predict(rows) * (1.0 + 2.0 * self._spread)
 
-    def best_rows(self, max_rows: int, max_seconds: float) -> int:
+    def best_rows(self, max_rows: int, max_seconds: float, current: int = 0) -> int:
         """The smallest batch whose rate b/(S(b) + overhead) is close to the best, within both bounds.
 
-        Where the largest size tried is the best so far, twice that is allowed: load finds out whether it pays.
+        `current` is kept while it is about as good. Where the largest size tried within the bounds is the best so far,
+        up to twice that is allowed: load finds out whether it pays.
         """
-        fitting = [b for b in self._sizes if b <= max_rows and self.predict(b) <= max_seconds]
-        if not fitting:
+        rates = [(b, self.rate(b)) for b in self._sizes if b <= max_rows and (b == 1 or self.predict(b) <= max_seconds)]
+        if not rates:
             return 1
-        rates = {b: b / (self.predict(b) + BATCH_OVERHEAD) for b in fitting}
-        best = max(rates.values())
-        chosen = next(b for b in fitting if rates[b] >= NEAR_BEST * best)
-        if chosen == self._sizes[-1]:
-            larger = min(2 * chosen, max_rows)
-            while larger > chosen and self.predict(larger) > max_seconds:
-                larger -= max(1, (larger - chosen) // 4)
-            return larger
-        return chosen
+        best = max([rate for _, rate in rates])
+        if 0 < current <= rates[-1][0] and self.rate(current) >= STILL_GOOD * best:
+            surely = next(b for b, rate in rates if rate >= SURELY_BEST * best)
+            if current <= max(surely, 1):
+                return current
+        chosen = next(b for b, rate in rates if rate >= NEAR_BEST * best)
+        return self.larger(chosen, max_rows, max_seconds) if chosen == rates[-1][0] else chosen
 
-    def fixed_share(self) -> float:
-        """t0/S(1), the share of a lone row's time that does not depend on the number of rows; 0 when unknown."""
-        if len(self._sizes) < 2:
-            return 0.0
-        first, last = self._sizes[0], self._sizes[-1]
-        slope = (self._seconds[last] - self._seconds[first]) / (last - first)
-        alone = self.predict(1) / self._speed
-        return min(1.0, max(0.0, 1.0 - slope / alone))
+    def rate(self, rows: int) -> float:
+        """Rows per second of batches of this size, with what a batch costs beside the model."""
+        return rows / (self.predict(rows) + BATCH_OVERHEAD)
+
+    def larger(self, rows: int, max_rows: int, max_seconds: float) -> int:
+        """Up to twice as many rows, as far as the bounds allow."""
+        larger = min(2 * rows, max_rows)
+        while larger > rows and self.predict(larger) > max_seconds:
+            larger -= max(1, (larger - rows) // 4)
+        return max(larger, rows)
 
     def points(self) -> list[tuple[int, float]]:
         """The curve as it is now: (rows, seconds), ascending."""
         return [(b, self.predict(b)) for b in self._sizes]
 
-    def _add_point(self, rows: int, seconds: float) -> None:
+    def _add_point(self, rows: int, seconds: float, seen: int) -> None:
         if rows not in self._seconds:
             self._sizes.insert(bisect_left(self._sizes, rows), rows)
         self._seconds[rows] = max(seconds, 1e-9)
+        self._seen[rows] = seen
 
     def _between(self, rows: int) -> float:
         """Interpolates between neighbours; beyond the ends it follows the nearest two points, never falling."""
@@ -114,8 +135,6 @@ class LatencyModel:
 
 
 def _cell(rows: int) -> int:
-    """Large sizes share a point with their neighbours: three significant bits."""
-    if rows <= 64:
-        return rows
+    """Sizes above 16 share a point with their neighbours: four significant bits."""
     step = 1 << (rows.bit_length() - 4)
     return (rows + step // 2) // step * step

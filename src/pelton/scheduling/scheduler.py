@@ -28,13 +28,14 @@ class Scheduler:
         self._settle_one = settle_one
         self.ready = False
         self.running = 0
+        self.expected = 0  # calls that are being prepared elsewhere and will be submitted
         self._executor = executor
         self._drained: asyncio.Future[None] | None = None
 
     def submit(self, call: Call, now: float, returned_after: float = 0.0) -> None:
         """Queues a call, or raises Overloaded when its answer would be late."""
         batcher = self.batcher
-        if self.running or batcher.rows + call.rows > batcher.cap:
+        if self.running or batcher.rows + call.rows > batcher.cap or self._executor.full:
             self.admit(call, now)  # else the call joins the next batch, which is bounded to half of the target
         self.enqueue(call, now, returned_after)
 
@@ -48,31 +49,38 @@ class Scheduler:
     def cancel(self, call: Call) -> None:
         """Takes a queued call out."""
         self.batcher.remove(call)
+        self.check_drained()
 
     def saturated(self, now: float) -> bool:
         """Whether a call of one row would be refused: asked before its body is decoded."""
         batcher = self.batcher
         if not batcher.rows:
             return False
-        return self._finish(1, now) > now + batcher.policy.target
+        return self._finish(1, 0, now) > now + batcher.policy.target
 
     def finish(self, batch: Batch, outcomes: list[Outcome], now: float) -> None:
         """A batch came back: learn from it, then settle its calls."""
         batch.finished = now
         self.batcher.finished(batch, now - batch.started, now)
         self._settle(batch, outcomes)
-        if self._drained is not None and not self.running and not self.batcher.rows:
-            self._drained.set_result(None)
-            self._drained = None
+        if self._drained is not None:
+            self.check_drained()
 
     async def drained(self) -> None:
-        """Returns when nothing waits or runs here. Called once, when no new calls come."""
-        if self.running or self.batcher.rows:
+        """Returns when nothing is expected, waits or runs here. Called once, when no new calls come."""
+        if self.running or self.batcher.rows or self.expected:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
 
+    def check_drained(self) -> None:
+        """Something left this lane: tells who waits for the last."""
+        if self._drained is not None and not (self.running or self.batcher.rows or self.expected):
+            self._drained.set_result(None)
+            self._drained = None
+
     def drop(self, call: Call, now: float) -> None:
         """The call waited until its answer could not be in time any more."""
+        self.check_drained()
         waited = (now - call.received) * 1e3
         if call.own_deadline:
             self._settle_one(
@@ -90,7 +98,7 @@ class Scheduler:
 
     def admit(self, call: Call, now: float) -> None:
         """Raises Overloaded when the answer would be late."""
-        finish = self._finish(call.rows, now)
+        finish = self._finish(call.rows, call.priority, now)
         if finish > call.deadline:
             wait = retry_after(now, finish, call.deadline)
             raise Overloaded(
@@ -99,7 +107,9 @@ class Scheduler:
                 retry_after=wait,
             )
 
-    def _finish(self, rows: int, now: float) -> float:
-        batcher, executor = self.batcher, self._executor
-        free_at = now if runs_inline(batcher) else executor.free_at(now)
-        return predicted_finish(now, free_at, batcher.rows, rows, batcher.cap, batcher.full_seconds, executor.slots)
+    def _finish(self, rows: int, priority: int, now: float) -> float:
+        batcher = self.batcher
+        # The loop is one slot, and free: it is executing this.
+        free = (now,) if runs_inline(batcher) else self._executor.free(now)
+        cycle = batcher.full_seconds + batcher.gap
+        return predicted_finish(now, free, batcher.rows_ahead(priority), rows, batcher.full_rows, cycle)
