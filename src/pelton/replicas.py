@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from pelton.runtimes.contract import LoadedModel, RuntimeOptions
 from pelton.runtimes.contract import load as load_runtime
 from pelton.scheduling import LatencyModel
 from pelton.transforms import Finish, Prepare, compile_finish, compile_prepare
-from pelton.types import Array, Batch, Call, Outcome, Signature, TensorSpec
+from pelton.types import Array, Batch, Call, Fields, Outcome, Signature, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,21 @@ class Replica:
 
     def close(self) -> None:
         self._model.close()
+
+    def ask(self, fields: Fields) -> list[dict[str, Any]]:
+        """Answers outside of any server: one value per instance in every field -> one object per instance."""
+        prepared = self.prepare(fields)
+        inputs = prepared.inputs if self.signature.batched else [array[0] for array in prepared.inputs]
+        rows = len(prepared.inputs[0])
+        step = max(1, self.max_rows)
+        parts = [
+            self._checked(
+                [array[i : i + step] for array in inputs] if self.signature.batched else inputs, min(step, rows - i)
+            )
+            for i in range(0, rows, step)
+        ]
+        outputs = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+        return self.finish(outputs, prepared.counts)
 
     def profile(self) -> LatencyModel:
         """Measures S(b), growing the batch until the time for it is used up; the rest is learned from load.

@@ -1,0 +1,93 @@
+"""`pelton bench`: what rate a served model holds within its latency target."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from pelton.bench import Plan, Target, render_html, render_table, run_bench
+from pelton.cli.http_client import Client
+from pelton.errors import InvalidInput
+
+VARIED = 64  # different bodies made of one example, so that no cache is measured
+
+
+def run(arguments: argparse.Namespace) -> int:
+    client = Client(arguments.url)
+    name, _, version = arguments.model.partition(":")
+    metadata = client.get(f"/v2/models/{name}" + (f"/versions/{version}" if version else ""))
+    target = Target(
+        host=client.host,
+        port=client.port,
+        path=f"/predict/{name}" + (f"/{version}" if version else ""),
+        bodies=tuple(_bodies(arguments.body, metadata)),
+        p99_ms=arguments.p99_ms or float(metadata["properties"]["target_ms"]),
+        name=arguments.model,
+    )
+    callers = _callers(arguments.callers)
+    command = "pelton bench " + " ".join(shlex.quote(word) for word in sys.argv[2:])
+    plan = Plan(callers=callers, command=command)
+    if arguments.quick:
+        plan = Plan(
+            callers=callers, command=command, step_seconds=1, confirm_seconds=2, fractions=(0.5,), resolution=0.1
+        )
+    report = run_bench(target, plan, lambda line: print(line, file=sys.stderr, flush=True))
+    print(render_table(report))
+    path = Path(arguments.report or f"bench-{name}.html")
+    path.write_text(render_html(report), encoding="utf-8")
+    print(f"report: {path}")
+    return 0 if report.held else 1
+
+
+def _callers(text: str) -> tuple[int, ...]:
+    try:
+        callers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        callers = ()
+    if not callers or min(callers) < 1:
+        raise InvalidInput(f"--callers takes numbers with commas, such as 1,8,32, not {text!r}")
+    return callers
+
+
+def _bodies(path: str | None, metadata: dict[str, Any]) -> list[bytes]:
+    """What is sent in turn: the lines of a file, or variations of the model's own example."""
+    if path is not None:
+        try:
+            lines = [line for line in Path(path).read_bytes().splitlines() if line.strip()]
+        except OSError as error:
+            raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
+        return lines
+    example = metadata["properties"].get("example")
+    row = json.loads(example) if example else _made_up(metadata["inputs"])
+    return [json.dumps(_varied(row, random.Random(i))).encode() for i in range(VARIED)]  # noqa: S311 - not a secret
+
+
+def _made_up(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row for a model without an example: normal numbers of the right shape."""
+    row = {}
+    for tensor in inputs:
+        if tensor["datatype"] == "BYTES":
+            raise InvalidInput(f"the model has no example, and {tensor['name']!r} cannot be made up: give --body FILE")
+        shape = [16 if dim == -1 else dim for dim in tensor["shape"][1:]]
+        row[tensor["name"]] = _filled(shape, 0.5 if tensor["datatype"].startswith(("FP", "BF")) else 1)
+    return row
+
+
+def _filled(shape: list[int], value: float) -> Any:
+    return [_filled(shape[1:], value) for _ in range(shape[0])] if shape else value
+
+
+def _varied(value: Any, random_: random.Random) -> Any:
+    """The same structure with other decimals: floats move by up to 10 %, everything else stays."""
+    if isinstance(value, dict):
+        return {name: _varied(part, random_) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_varied(part, random_) for part in value]
+    if isinstance(value, float):
+        return round(value * random_.uniform(0.9, 1.1), 6)
+    return value
