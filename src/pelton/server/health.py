@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -57,6 +58,8 @@ class Health:
 def find(site: Site, request: Request) -> Served:
     """The version that a path names. Raises NotFound, or NotReady with why."""
     name, version = request.path_params["model"], request.path_params.get("version", "")
+    if ":" in name + version:  # "m:predict" is an action, not a model
+        raise HTTPException(405, headers={"Allow": "POST"})
     state = site.engine.directory.states().get(name)
     if state is not None:
         raise NotReady(f"model {name!r} cannot answer: {state}", retry_after=1.0)

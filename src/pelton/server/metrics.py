@@ -1,7 +1,7 @@
 """`GET /metrics`: the sums of all processes in Prometheus' text form, or OpenMetrics where the client asks for it.
 
 Made from snapshots at the moment of asking: nothing is counted a second time, and there is no global registry. Labels
-are model, version, protocol, and fixed words, so the number of series is bounded by what is served.
+are model, version, protocol, and fixed words, so the number of series is bounded by what is served; tenants are none.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
@@ -30,6 +31,7 @@ STAGES: Final = (
 )
 BATCH_BOUNDS: Final = tuple(2**power for power in range(11))
 VERSION: Final = ("model", "version")
+SHORT: Final = 12  # characters of a version, as headers and answers name it
 
 
 def render(processes: Sequence[Snapshot], accept: str = "") -> tuple[bytes, str]:
@@ -47,7 +49,8 @@ class _Collector:
         self._processes = processes
 
     def collect(self) -> Iterator[Metric]:
-        totals = merged(one for process in self._processes for one in process.sums)
+        sums = [one for process in self._processes for one in process.sums]
+        totals = merged(msgspec.structs.replace(one, version=one.version[:SHORT], tenant="") for one in sums)
         versions = by_version(totals)
         yield from _calls(totals)
         yield from _refusals(versions)
@@ -67,18 +70,11 @@ def _calls(totals: Mapping[WindowKey, Window]) -> Iterator[Metric]:
     rows = CounterMetricFamily(
         "pelton_rows", "Rows of calls that were answered.", labels=("model", "version", "protocol")
     )
-    outcomes: dict[tuple[str, str, str, str], int] = {}
-    answered: dict[tuple[str, str, str], int] = {}
-    for key, window in totals.items():  # tenants are no label: there may be many of them
-        for outcome, count in {**window.errors, "ok": window.answered}.items():
+    for key, window in sorted(totals.items(), key=lambda item: item[0]):
+        for outcome, count in sorted({**window.errors, "ok": window.answered}.items()):
             if count:
-                label = (key.model, key.version, key.protocol, outcome)
-                outcomes[label] = outcomes.get(label, 0) + count
-        answered[key[:3]] = answered.get(key[:3], 0) + window.rows
-    for labels, count in sorted(outcomes.items()):
-        requests.add_metric(labels, count)
-    for protocol_labels, count in sorted(answered.items()):
-        rows.add_metric(protocol_labels, count)
+                requests.add_metric((*key[:3], outcome), count)
+        rows.add_metric(key[:3], window.rows)
     yield requests
     yield rows
 
@@ -140,7 +136,7 @@ def _lanes(processes: Sequence[Snapshot]) -> Iterator[Metric]:
     for process in processes:
         states.update(process.states)
         for lane in process.lanes:
-            lanes.setdefault((lane.model, lane.version), []).append(lane)
+            lanes.setdefault((lane.model, lane.version[:SHORT]), []).append(lane)
     waiting = GaugeMetricFamily("pelton_queue_rows", "Rows that wait for a batch.", labels=VERSION)
     running = GaugeMetricFamily("pelton_running_batches", "Batches that run.", labels=VERSION)
     ready = GaugeMetricFamily(
