@@ -1,0 +1,59 @@
+# Every target works from nothing: it makes its own virtual environment first. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+PORT ?= 8080
+PYTEST_WORKERS ?= auto
+SHELL := /bin/bash
+
+.PHONY: help demo test check bench docs format clean
+
+help:
+	@echo "make demo    set up and serve four real models on 127.0.0.1:$(PORT)"
+	@echo "make test    set up and run the tests"
+	@echo "make check   types, style, format"
+	@echo "make bench   measure (see benchmarks/README.md)"
+	@echo "make docs    write the generated pages of docs/ anew"
+	@echo "make clean   remove the virtual environments and the demo's models"
+
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Pelton needs Python 3.11 or newer; name one with: make $@ PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(1)/bin/python || { echo "making $(1)"; $(PYTHON) -m venv $(1); }
+	@echo "installing pinned dependencies ($(2))"
+	@$(1)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar on --require-hashes -q -r $(2)
+	@$(1)/bin/python -m pip install --disable-pip-version-check --no-input -q --no-deps --no-build-isolation -e .
+	@touch $@
+endef
+
+$(DEMO_VENV)/installed: requirements/demo.txt pyproject.toml
+	$(call environment,$(DEMO_VENV),requirements/demo.txt)
+
+$(VENV)/installed: requirements/test.txt requirements/clients.txt pyproject.toml
+	$(call environment,$(VENV),requirements/test.txt)
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps --require-hashes -q -r requirements/clients.txt
+	@touch $@
+
+demo: $(DEMO_VENV)/installed
+	@$(DEMO_VENV)/bin/python demo/run.py --home .pelton/demo --port $(PORT)
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -q
+
+check: $(VENV)/installed
+	$(VENV)/bin/ruff check src tests demo benchmarks docs
+	$(VENV)/bin/ruff format --check src tests demo benchmarks docs
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/installed
+	benchmarks/run_all.sh
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python docs/generate.py
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix src tests demo benchmarks docs
+	$(VENV)/bin/ruff format src tests demo benchmarks docs
+
+clean:
+	rm -rf $(VENV) $(DEMO_VENV) .pelton build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
