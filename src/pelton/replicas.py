@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 DEFAULT_TARGET = 0.2  # seconds, where the package states none
 PROFILE_SECONDS = 0.25  # spent on measuring S(b) while a model loads
 SAMPLE_BYTES = 16 * 1024 * 1024
+ALONE_FAILED = 4  # calls that fail one by one, none answered, before the model itself is suspected
 PROFILE_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -45,9 +46,9 @@ class Replica:
         """One outcome per call. A call whose rows make the model raise fails alone."""
         begin = self._clock()
         try:
-            outcomes = self._run(batch.calls)
-        except MemoryError:
-            outcomes = [ModelFailed(f"model {self.name!r}: out of memory") for _ in batch.calls]
+            outcomes = self._run_together(batch.calls)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary of a batch: user models raise anything
+            outcomes = self._bisect(batch.calls, self._failure(error))
         batch.run_seconds = self._clock() - begin
         return outcomes
 
@@ -121,19 +122,44 @@ class Replica:
         same = [r.inputs for r in requests if all(r.inputs[n].shape[1:] == a.shape[1:] for n, a in first.items())]
         return {name: np.concatenate([one[name] for one in same]) for name in first}
 
-    def _run(self, calls: Sequence[Call]) -> list[Outcome]:
-        """Runs calls together; when the model raises, halves them until the guilty stand alone."""
-        try:
-            return self._run_together(calls)
-        except PeltonError as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001 - the boundary of one batch: user models raise anything
-            log.warning("model %s raised: %s: %s", self.name, type(error).__name__, error)
-            failure = ModelFailed(f"model {self.name!r} failed: {type(error).__name__}: {str(error)[:500]}")
-        if len(calls) == 1:
-            return [failure]
-        middle = len(calls) // 2
-        return self._run(calls[:middle]) + self._run(calls[middle:])
+    def _bisect(self, calls: Sequence[Call], failure: PeltonError) -> list[Outcome]:
+        """The model raised `failure` for these calls together: halves them until the guilty stand alone.
+
+        A model that fails for everyone would be run twice per call. So once several calls failed one by one and none
+        was answered, the last call is asked; when it fails as well, so do all that were not asked.
+        """
+        outcomes: list[Outcome] = [failure] * len(calls)
+        groups = [] if len(calls) == 1 else _halves(0, len(calls))
+        alone, answered, asked = 0, False, False
+        while groups:
+            start, stop = groups.pop()
+            if alone >= ALONE_FAILED and not answered and not asked:
+                groups.append((start, stop))
+                start, stop = len(calls) - 1, len(calls)
+                asked = True
+            try:
+                outcomes[start:stop] = self._run_together(calls[start:stop])
+                answered = True
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `run`
+                failure = self._failure(error)
+                outcomes[start:stop] = [failure] * (stop - start)
+                if stop - start > 1:
+                    groups += _halves(start, stop)
+                else:
+                    alone += 1
+            if asked and not answered:
+                break
+        failed = sum([isinstance(outcome, PeltonError) for outcome in outcomes])
+        log.warning("model %s: %d of %d calls of a batch failed: %s", self.name, failed, len(calls), failure)
+        return outcomes
+
+    def _failure(self, error: BaseException) -> PeltonError:
+        """What the callers are told of what the model raised."""
+        if isinstance(error, PeltonError):
+            return error
+        if isinstance(error, MemoryError):
+            return ModelFailed(f"model {self.name!r}: out of memory")
+        return ModelFailed(f"model {self.name!r} failed: {type(error).__name__}: {str(error)[:500]}")
 
     def _run_together(self, calls: Sequence[Call]) -> list[Outcome]:
         if len(calls) == 1:
@@ -159,13 +185,23 @@ class Replica:
     def _checked(self, inputs: Sequence[Array], rows: int) -> list[Array]:
         """The model's answer, with one row per row asked."""
         outputs = self._model.run(inputs)
+        specs = self.signature.outputs
+        if not isinstance(outputs, list) or len(outputs) != len(specs):
+            given = len(outputs) if isinstance(outputs, (list, tuple)) else type(outputs).__name__
+            raise ModelFailed(f"model {self.name!r}: expected a list of {len(specs)} outputs, got {given}")
         if self.signature.batched:
-            for spec, output in zip(self.signature.outputs, outputs, strict=True):
+            for spec, output in zip(specs, outputs, strict=True):
                 if output.shape[:1] != (rows,):
                     raise ModelFailed(
                         f"model {self.name!r}: output {spec.name!r} has the shape {output.shape} for {rows} rows"
                     )
         return outputs
+
+
+def _halves(start: int, stop: int) -> list[tuple[int, int]]:
+    """Both halves of a range, the first one last: it is taken first."""
+    middle = (start + stop) // 2
+    return [(middle, stop), (start, middle)]
 
 
 def load(package: Package, options: RuntimeOptions, clock: Callable[[], float]) -> Replica:

@@ -9,13 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from pelton.engine.account import error_kind, record_of
 from pelton.engine.pieces import Pieces
+from pelton.engine.preparation import Preparation, attempt
 from pelton.engine.served import Directory, Served
-from pelton.errors import Cancelled, Draining, ModelFailed, PeltonError, Refused, TooLarge, Unsupported
+from pelton.errors import (
+    Cancelled,
+    Draining,
+    InvalidInput,
+    ModelFailed,
+    PeltonError,
+    Refused,
+    TooLarge,
+    Unsupported,
+)
 from pelton.records import Ledger, Record
 from pelton.replicas import Replica, bucket, target_seconds
 from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, Scheduler
@@ -40,7 +49,7 @@ class Engine:
         self.draining = False
         self._loop = loop
         self._executor = executor
-        self._prepare_pool = ThreadPoolExecutor(max(2, executor.slots), thread_name_prefix="pelton-prepare")
+        self._preparation = Preparation(loop, max(2, executor.slots), clock)
         self._pieces: dict[int, Pieces] = {}  # by id of the whole call
         self._idle: asyncio.Future[None] | None = None
 
@@ -111,7 +120,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the threads."""
-        self._prepare_pool.shutdown(wait=False, cancel_futures=True)
+        self._preparation.close()
         self._executor.close()
 
     # ---- prepare
@@ -119,17 +128,22 @@ class Engine:
     def _prepare(self, served: Served, call: Call) -> None:
         prepare = served.replica.prepare
         if not prepare.heavy:
-            self._prepared(served, call, _attempt(partial(prepare, call.fields or {})))
+            self._prepared(served, call, attempt(partial(prepare, call.fields or {})))
             return
-        if served.scheduler.saturated(self.clock()):
-            self._schedule(served, call, 0.0)  # is refused there, before any work is done
-            return
+        scheduler = served.scheduler
+        after = scheduler.expected_seconds(call, self.clock())
+        try:
+            self._preparation.start(served.name, call, prepare, after, partial(self._ready, served))
+        except Refused as error:
+            self._settle(served.replica, call, error)
+        else:
+            scheduler.expected += 1
 
-        def work() -> None:
-            result = _attempt(partial(prepare, call.fields or {}))
-            self._loop.call_soon_threadsafe(self._prepared, served, call, result)
-
-        self._prepare_pool.submit(work)
+    def _ready(self, served: Served, call: Call, result: Prepared | PeltonError) -> None:
+        """A call comes back from the threads that prepare."""
+        served.scheduler.expected -= 1
+        self._prepared(served, call, result)
+        served.scheduler.check_drained()
 
     def _prepared(self, served: Served, call: Call, result: Prepared | PeltonError) -> None:
         call.prepared = self.clock() - call.received
@@ -152,13 +166,15 @@ class Engine:
     def _schedule(self, served: Served, call: Call, returned_after: float) -> None:
         scheduler = served.scheduler
         try:
+            if not call.rows:
+                raise InvalidInput("this call has no rows; send at least one")
             if call.inputs and served.replica.varies:
                 call.bucket = bucket(served.replica.signature, call.inputs)
             if call.rows > scheduler.batcher.cap and call.rows > 1:
                 self._schedule_pieces(served, call)
             else:
                 scheduler.submit(call, self.clock(), returned_after)
-        except (Refused, TooLarge, Unsupported) as error:
+        except (Refused, InvalidInput, Unsupported) as error:
             self._settle(served.replica, call, error)
 
     def _schedule_pieces(self, served: Served, call: Call) -> None:
@@ -219,14 +235,3 @@ class Engine:
                 pieces.drop()
         if not self.in_flight and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-
-
-def _attempt(prepare: Callable[[], Prepared]) -> Prepared | PeltonError:
-    """Preprocessing may only fail with an error for the caller; anything else is a defect of the package."""
-    try:
-        return prepare()
-    except PeltonError as error:
-        return error
-    except Exception as error:
-        log.exception("preprocessing failed")
-        return ModelFailed(f"preprocessing failed: {type(error).__name__}")

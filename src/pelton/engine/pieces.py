@@ -33,6 +33,7 @@ class Pieces:
             done=self._piece_done,
             received=whole.received,
             deadline=whole.deadline,
+            own_deadline=whole.own_deadline,
             priority=whole.priority + BULK,
             bucket=whole.bucket,
             parent=whole,

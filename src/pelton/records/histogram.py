@@ -40,12 +40,12 @@ class Histogram:
         return int(self.counts.sum())
 
     def quantile(self, q: float) -> float:
-        """The upper edge of the bucket that holds quantile `q`, in seconds; 0 when empty."""
+        """The geometric middle of the bucket that holds quantile `q`, in seconds; 0 when empty."""
         total = self.count
         if not total:
             return 0.0
         index = int(np.searchsorted(np.cumsum(self.counts), q * total))
-        return upper_edge(min(index, BUCKETS - 1))
+        return float(SMALLEST * 2.0 ** ((min(index, BUCKETS - 1) - 0.5) / PER_DOUBLING))
 
     def cumulative(self) -> list[tuple[float, int]]:
         """(upper edge in seconds, count at or below it) at every doubling: the buckets that Prometheus sees."""

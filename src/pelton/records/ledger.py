@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from pelton.records.record import Record
 from pelton.records.window import Window, WindowKey
+
+log = logging.getLogger(__name__)
 
 FOLD_AT: Final = 1024
 MINUTES_KEPT: Final = 60
@@ -55,7 +58,10 @@ class Ledger:
             self.totals.setdefault(name, Window()).merge(delta)
             minute.setdefault(name, Window()).merge(delta)
         for sink in self._sinks:
-            sink(records)
+            try:
+                sink(records)
+            except Exception:  # a sink is somebody's exporter: when it fails, the others and the windows go on
+                log.exception("a sink of records failed; %d records are missing there", len(records))
 
     def _minute(self) -> dict[WindowKey, Window]:
         now = int(self._clock() // 60)

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from pelton.records.histogram import Histogram
 from pelton.records.record import Record
 
+EXACT_ROWS: Final = 128  # larger batches are counted by the next power of two: the table stays small
 STAGES: Final = ("prepare", "queue", "run", "total")
 
 
@@ -53,16 +54,19 @@ class Window:
         if not good:
             return
         self.answered += len(good)
-        self.last_answer = good[-1].at
+        self.last_answer = max(self.last_answer, good[-1].at)
         for record in good:
             rows = record.rows
             share = rows / record.batch_rows
             self.rows += rows
             self.device_seconds += record.device
             self.dispatched[record.reason] = self.dispatched.get(record.reason, 0.0) + share
-            batch = self.batches.get(record.batch_rows)
+            size = record.batch_rows
+            if size > EXACT_ROWS:
+                size = 1 << (size - 1).bit_length()
+            batch = self.batches.get(size)
             if batch is None:
-                batch = self.batches[record.batch_rows] = BatchCount()
+                batch = self.batches[size] = BatchCount()
             batch.count += share
             batch.seconds += record.device
         self.stages["queue"].add([record.queue for record in good])

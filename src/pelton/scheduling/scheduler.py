@@ -51,12 +51,11 @@ class Scheduler:
         self.batcher.remove(call)
         self.check_drained()
 
-    def saturated(self, now: float) -> bool:
-        """Whether a call of one row would be refused: asked before its body is decoded."""
-        batcher = self.batcher
-        if not batcher.rows:
-            return False
-        return self._finish(1, 0, now) > now + batcher.policy.target
+    def expected_seconds(self, call: Call, now: float) -> float:
+        """How long `call` would take behind what is queued and runs; 0: nothing does. Asked before it is prepared."""
+        if not (self.batcher.rows or self.running):
+            return 0.0
+        return max(0.0, self._finish(1, call.priority, now) - now)
 
     def finish(self, batch: Batch, outcomes: list[Outcome], now: float) -> None:
         """A batch came back: learn from it, then settle its calls."""
