@@ -39,7 +39,7 @@ def report(name: str, rate: float, times: list[Any]) -> None:
     )
 
 
-def ours(engine: LmEngine, arrivals: list[float]) -> list[Any]:
+def ours(engine: LmEngine, arrivals: list[float], label: str) -> list[Any]:
     work = workload.offline()
     begun = time.perf_counter()
     first: dict[str, float] = {}
@@ -51,7 +51,7 @@ def ours(engine: LmEngine, arrivals: list[float]) -> list[Any]:
         while added < len(arrivals) and arrivals[added] <= now:
             prompt, out = work[added % len(work)]
             # the workload repeats after 256 requests: without a salt the prefix cache would answer the rest
-            engine.add(LmRequest(str(added), tuple(prompt), out, salt=str(added // len(work))))
+            engine.add(LmRequest(str(added), tuple(prompt), out, salt=f"{label} {added // len(work)}"))
             added += 1
         if not engine.has_work():
             time.sleep(max(0.0, min(arrivals[added] - now, 0.002)))

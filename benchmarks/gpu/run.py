@@ -79,7 +79,7 @@ def online_section(size: str, rates: tuple[float, ...], count: int, budget: int)
     kept = []
     for rate in rates:
         arrivals = online.poisson(rate, count)
-        online.report(f"ours {size} budget {budget}", rate, online.ours(engine, arrivals))
+        online.report(f"ours {size} budget {budget}", rate, online.ours(engine, arrivals, str(rate)))
         kept.append(arrivals)
     online.soak(engine)
     del engine

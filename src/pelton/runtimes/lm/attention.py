@@ -24,7 +24,7 @@ class Batch:
 
     ids, positions, slots [tokens] int32 (id -1: the token that the last step left in the slot; position -1:
     padding); packed [4, sequences] and tiles [n, 2] int32 as in `kernels.prefill_attention`, None without
-    prefill; logit_rows [rows] int64, None for all; sample_slots [rows] int32.
+    prefill; logit_rows [rows] int32, None for all; sample_slots [rows] int32.
     """
 
     ids: torch.Tensor

@@ -67,10 +67,11 @@ class LmEngine:
         self.model = Model(config, weights, choose_ops(device), attention, ranks, max_length, dtype)
         memory = _memory(self.model, options, max_length, kv_dtype)
         self.max_length = max_length
-        self.runner = Runner(self.model, memory, options.max_seqs if options.cuda_graphs else 0)
-        self.runner.capture()
+        self.runner = Runner(self.model, memory)
         pool = BlockPool(memory.blocks, memory.block_size, options.prefix_cache)
         budget = max(options.token_budget, options.max_seqs)
+        if device.type == "cuda" and options.cuda_graphs:
+            self.runner.capture(self.runner.frames(budget))
         self.scheduler = Scheduler(pool, Limits(budget, options.max_seqs, options.guesses))
         self._flights: deque[InFlight] = deque()
         self._notices: list[LmOutput] = []  # outputs that no step brings: cancellations
@@ -215,7 +216,7 @@ def _peak_memory(model: Model, options: EngineOptions, max_length: int, size: in
     runner.table[0] = torch.arange(runner.table.shape[1], dtype=torch.int32, device=device)
     positions = torch.arange(budget, dtype=torch.int32, device=device) % length
     rows = torch.arange(min(budget, options.max_seqs), device=device)
-    batch = Batch(ids, positions, ids, rows.int(), 0, packed, torch.tensor(tiles, device=device).int(), rows, length)
+    batch = Batch(ids, positions, ids, rows.int(), 0, packed, torch.tensor(tiles, device=device).int(), rows.int(), length)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -225,4 +226,4 @@ def _peak_memory(model: Model, options: EngineOptions, max_length: int, size: in
     peak = torch.cuda.max_memory_allocated(device) - before
     del runner, batch, logits
     torch.cuda.empty_cache()
-    return peak
+    return 2 * peak if options.cuda_graphs else peak  # graphs keep memory of their own for steps of that size

@@ -108,7 +108,7 @@ class Model:
                 following = weights.layers[index + 1]
                 x = ops.norm(out, following.attention_norm, config.norm_eps, residual, following.qkv.fp8)
         if batch.logit_rows is not None:
-            out, residual = out[batch.logit_rows], residual[batch.logit_rows]
+            out, residual = out.index_select(0, batch.logit_rows), residual.index_select(0, batch.logit_rows)
         x = ops.norm(out, weights.final_norm, config.norm_eps, residual, weights.head.fp8)
         return self.ranks.gather(ops.linear(x, weights.head, self.dtype))[:, : config.vocab]
 

@@ -120,9 +120,10 @@ class TritonOps:
 
         self._elementwise, self._thin = elementwise, thin_linear
         self.thin_shape = thin_linear.ThinShape()
+        self.thin_shape_fp8 = thin_linear.ThinShape(outs=32, depth=512, warps=4, stages=4, native=True)
         self.wide_shape = thin_linear.ThinShape(outs=64, depth=256, native=True)  # for more than 16 rows
         self.thin_rows = 4  # with more rows the library is as fast ...
-        self.thin_rows_fp8 = thin_linear.MAX_ROWS  # ... except in float8
+        self.thin_rows_fp8 = 64  # ... except in float8
 
     def embed(
         self, weights: torch.Tensor, ids: torch.Tensor, slots: torch.Tensor, last: torch.Tensor, scale: float
@@ -139,7 +140,8 @@ class TritonOps:
 
     def linear(self, x: Quantized, linear: Linear, dtype: torch.dtype) -> torch.Tensor:
         if x.values.shape[0] <= (self.thin_rows_fp8 if linear.fp8 else self.thin_rows):
-            shape = self.thin_shape if x.values.shape[0] <= 16 else self.wide_shape
+            narrow = self.thin_shape_fp8 if linear.fp8 else self.thin_shape
+            shape = narrow if x.values.shape[0] <= 16 else self.wide_shape
             return self._thin.thin_linear(x.values, linear.weight, linear.bias, shape, x.scale, linear.scale, dtype)
         if linear.scale is None:
             return F.linear(x.values, linear.weight, linear.bias)

@@ -2,7 +2,7 @@
 
 Library products choose tiles for many rows; for few rows this kernel keeps more bytes in flight. Each program owns
 a few outputs and walks along the whole inner dimension. In bfloat16 it pays for a handful of rows, in float8, where
-the library's smallest tile costs the same for 1 row as for 64, for up to 64.
+the library's smallest tile costs the same for 1 row as for 64, for up to 128.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.runtimes.lm.kernels.launch import chained
 
-MAX_ROWS = 64
+MAX_ROWS = 128
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -82,7 +82,7 @@ def thin_linear(
     w_scale: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x [rows <= 64, size] times weight [outs, size], both contiguous; the scales [rows, 1] and [1, outs] are
+    """x [rows <= 128, size] times weight [outs, size], both contiguous; the scales [rows, 1] and [1, outs] are
     those of float8 operands. Returns [rows, outs]."""
     rows, size = x.shape
     outs = weight.shape[0]
@@ -94,7 +94,7 @@ def thin_linear(
     _thin[(triton.cdiv(outs, shape.outs),)](
         x, weight, x if bias is None else bias, out, x if x_scale is None else x_scale,
         x if w_scale is None else w_scale, rows, outs, size,
-        ROWS=max(16, triton.next_power_of_2(rows)), TN=shape.outs, TK=shape.depth // element, BIAS=bias is not None, FP8=fp8,
+        ROWS=16 if rows <= 16 else max(64, triton.next_power_of_2(rows)), TN=shape.outs, TK=shape.depth // element, BIAS=bias is not None, FP8=fp8,
         NATIVE=shape.native and x.is_cuda, AHEAD=ahead, LINE=128 // element,
         num_warps=shape.warps, num_stages=shape.stages, **chained(x),
     )  # fmt: skip
