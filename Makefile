@@ -21,7 +21,7 @@ define environment
 	  || { echo "Pelton needs Python 3.11 or newer; name one with: make $@ PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(1)/bin/python || { echo "making $(1)"; $(PYTHON) -m venv $(1); }
 	@echo "installing pinned dependencies ($(2))"
-	@$(1)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar on --require-hashes -q -r $(2)
+	@$(1)/bin/python -m pip install --disable-pip-version-check --no-input --require-hashes -r $(2)
 	@$(1)/bin/python -m pip install --disable-pip-version-check --no-input -q --no-deps --no-build-isolation -e .
 	@touch $@
 endef

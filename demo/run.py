@@ -33,6 +33,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if demo_setup.setup(arguments.home):
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server is ended with this process
     begin = time.perf_counter()
     command = [sys.executable, "-m", "pelton", "serve", "--home", str(arguments.home), "--port", str(arguments.port)]
     server = subprocess.Popen(command, env={**os.environ, "PELTON_LOG_LEVEL": "warning"})  # noqa: S603 - our own command
@@ -52,7 +53,10 @@ def show(server: subprocess.Popen[bytes], arguments: argparse.Namespace, begin: 
         answer, told, seconds = ask(server, arguments.port, name, body)
         if number == 0:
             print(f"first answer {time.perf_counter() - begin:.2f} s after the start of the server\n")
-        print(f"{name}: {question}\n    {shorten(answer)}\n    {seconds * 1e3:.1f} ms, batch of {told} row(s)\n", flush=True)
+        print(
+            f"{name}: {question}\n    {shorten(answer)}\n    {seconds * 1e3:.1f} ms, batch of {told} row(s)\n",
+            flush=True,
+        )
     print(hints(arguments.port), flush=True)
     return 0 if arguments.stop else server.wait()
 
@@ -87,7 +91,9 @@ def ask(server: subprocess.Popen[bytes], port: int, name: str, body: bytes) -> t
         if response.status != 503:
             sys.exit(f"{name} answered {response.status}: {answer}")
         time.sleep(0.01)
-    sys.exit("the server did not start" if server.poll() is not None else f"{name} was not ready in {WAIT_SECONDS:.0f} s")
+    sys.exit(
+        "the server did not start" if server.poll() is not None else f"{name} was not ready in {WAIT_SECONDS:.0f} s"
+    )
 
 
 def shorten(answer: Any) -> str:
