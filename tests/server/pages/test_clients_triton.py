@@ -70,7 +70,10 @@ def test_json_in_and_binary_out_may_be_mixed(client: Any) -> None:
     np.testing.assert_array_equal(result.as_numpy("y"), Y)
     text, number = words(["a", "b"], [1, 2])
     number = tensor("a", np.array([[1], [2]], np.int64), binary_data=False)
-    outputs = [http.InferRequestedOutput("minus", binary_data=True), http.InferRequestedOutput("same", binary_data=False)]
+    outputs = [
+        http.InferRequestedOutput("minus", binary_data=True),
+        http.InferRequestedOutput("same", binary_data=False),
+    ]
     result = client.infer("words", [text, number], outputs=outputs)
     assert result.as_numpy("minus").tolist() == [[-1], [-2]]
     assert result.get_output("same")["data"] == ["a", "b"]
@@ -166,7 +169,12 @@ def test_statistics_count_the_rows_of_a_call_and_their_times_add_up(client: Any)
     assert total == pytest.approx(parts["success"]["ns"], abs=10)
     sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in after["batch_stats"]}
     assert sum(size * count for size, count in sizes.items()) == after["inference_count"]
-    assert {one["name"] for one in client.get_inference_statistics()["model_stats"]} == {"linear", "words", "people", "grey"}
+    assert {one["name"] for one in client.get_inference_statistics()["model_stats"]} == {
+        "linear",
+        "words",
+        "people",
+        "grey",
+    }
 
 
 def test_models_are_unloaded_and_loaded_again(own_server: Any) -> None:
@@ -203,7 +211,10 @@ def test_the_asyncio_client_works_too(server: Any) -> None:
         async with aio.InferenceServerClient(server.address) as client:
             assert await client.is_server_ready()
             results = await asyncio.gather(
-                *(client.infer("linear", [tensor("x", X + i, aio)], request_compression_algorithm="gzip") for i in range(20))
+                *(
+                    client.infer("linear", [tensor("x", X + i, aio)], request_compression_algorithm="gzip")
+                    for i in range(20)
+                )
             )
             for i, result in enumerate(results):
                 np.testing.assert_array_equal(result.as_numpy("y"), Y + 2 * i)
