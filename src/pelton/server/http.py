@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_drained", "_expects", "_failure",
-        "_fields", "_head_size", "_headers", "_heads", "_limits", "_message_since", "_parser", "_paused", "_pending", "_raw",
+        "_fields", "_head_size", "_headers", "_heads", "_limits", "_message_since", "_parser", "_paused", "_pending", "_plain_head", "_raw",
         "_raw_head",
         "_registry", "_request", "_special", "_starting", "_target", "_transport", "_write_blocked_since", "exchange",
         "last_reply", "received",
@@ -124,6 +124,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._fields: list[tuple[bytes, bytes]] | None = None  # the headers, once they are complete
+        self._plain_head = b""  # of a request that asked for an upgrade, without that
         self._special = False
         self._expects = False
         self._head_size = 0
@@ -168,14 +169,20 @@ class Connection(asyncio.Protocol):
         self._parse(parser, data)
 
     def _parse(self, parser: httptools.HttpRequestParser, data: bytes | memoryview) -> None:
+        head = b""
         while True:
             try:
-                parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                # h2c, websocket: not taken up, and the request is answered as it stands (RFC 9110, 7.8).
-                data = memoryview(data)[upgrade.args[0] :]
+                if head:
+                    parser.feed_data(head)
                 if len(data):
-                    continue
+                    parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # h2c, websocket: not taken up (RFC 9110, 7.8). llhttp leaves the body of such a request unread, so
+                # the head is read again without what made it one.
+                head, data = self._plain_head, memoryview(data)[upgrade.args[0] :]
+                self._reset()
+                self._parser = parser = httptools.HttpRequestParser(self)
+                continue
             except httptools.HttpParserError as error:
                 self._unparsable(error)
             break
@@ -225,7 +232,13 @@ class Connection(asyncio.Protocol):
         length = names.get(b"content-length")
         if length is not None and int(length) > self._limits.body:
             raise HttpError(413, f"the body has {int(length)} bytes; this server takes {self._limits.body}")
-        if b"host" not in names or b"transfer-encoding" in names or b"expect" in names or len(names) != len(headers):
+        if (
+            len(names) != len(headers)
+            or b"host" not in names
+            or b"transfer-encoding" in names
+            or b"expect" in names
+            or b"upgrade" in names
+        ):
             self._check_unusual(names)
 
     def on_body(self, body: bytes) -> None:
@@ -235,16 +248,18 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        parser, body = self._parser, self._body
+        parser, body, fields = self._parser, self._body, self._fields
         assert parser is not None
         method, target, version = parser.get_method(), self._target, parser.get_http_version()
         if version != "1.1" or method not in METHODS or target[0] != SLASH:
             target = checked_target(method, target, version)
+        if fields is None:  # an upgrade: comes again
+            return
         keep_alive = version == "1.1" and parser.should_keep_alive()
         request = Request(
             method,
             target,
-            self._fields or [],
+            fields,
             self._special,
             body[0] if len(body) == 1 else b"".join(body),
             self.received,
@@ -280,10 +295,19 @@ class Connection(asyncio.Protocol):
                     raise HttpError(400, f"the header {single.decode()} may stand once only")
         encoding = names.get(b"transfer-encoding")
         if encoding is not None:
-            if version != "1.1" or b"upgrade" in names:  # where bodies end would be a matter of opinion
-                raise HttpError(400, "transfer-encoding needs HTTP/1.1 without an Upgrade header")
+            if version != "1.1":  # where the body ends would be a matter of opinion
+                raise HttpError(400, "transfer-encoding needs HTTP/1.1")
             if encoding.strip().lower() != b"chunked":
                 raise HttpError(501, "the only transfer-encoding that is read here is chunked")
+        if parser.should_upgrade():
+            self._plain_head = b"%b %b HTTP/%b\r\n%b\r\n" % (
+                parser.get_method(),
+                self._target,
+                version.encode(),
+                b"".join(b"%b: %b\r\n" % field for field in fields if field[0] != b"upgrade"),
+            )
+            self._fields = None
+            return
         expect = names.get(b"expect")
         if expect is not None and version == "1.1":
             if expect.strip().lower() != b"100-continue":
@@ -434,8 +458,9 @@ class Connection(asyncio.Protocol):
         limits = self._limits
         if self._deadline:
             self._end_closing(now)
-        elif self._write_blocked_since and self._reader_stuck(now):
-            self._transport.abort()
+        elif self._write_blocked_since:
+            if self._reader_stuck(now):
+                self._transport.abort()
         elif self._request is not None or self._pending:
             return
         elif self._message_since and now - self._message_since > limits.read_timeout:
