@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -54,9 +54,18 @@ class Card(msgspec.Struct, frozen=True):
     answer: dict[str, Any]
 
 
-@functools.lru_cache(1024)
+_known: WeakKeyDictionary[Served, bytes] = WeakKeyDictionary()  # must not keep a model that was unloaded
+
+
 def card_of(served: Served) -> bytes:
-    """The card of a version, encoded."""
+    """The card of a version, encoded; made once."""
+    card = _known.get(served)
+    if card is None:
+        card = _known[served] = _made(served)
+    return card
+
+
+def _made(served: Served) -> bytes:
     replica = served.replica
     manifest = replica.package.manifest
     example = examples.quick(served)

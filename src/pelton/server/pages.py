@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 from starlette.applications import Starlette
@@ -90,7 +91,7 @@ class Pages:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._examples: dict[Served, dict[str, Any]] = {}
+        self._examples: WeakKeyDictionary[Served, dict[str, Any]] = WeakKeyDictionary()
 
     async def root(self, request: Request) -> Response:
         """KServe's clients ask whether the server lives; people want to see something."""
@@ -157,10 +158,7 @@ class Pages:
     async def _example(self, served: Served) -> dict[str, Any]:
         found = self._examples.get(served)
         if found is None:
-            found = await asyncio.to_thread(examples.row_of, served)
-            alive = self._site.engine.directory.current().values()
-            self._examples = {one: row for one, row in self._examples.items() if one in alive}
-            self._examples[served] = found
+            found = self._examples[served] = await asyncio.to_thread(examples.row_of, served)
         return found
 
 

@@ -185,6 +185,7 @@ class House:
         self.fleet = Fleet(self.engine, self.registry, settings)
         self.site = Site(self.engine, self.fleet, settings, Limits())
         self.app: App = make_app(self.site)
+        self.fault: Exception | None = None  # what the application raised behind its last answer
 
     async def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answered:
         """One request to the application, as the connection would hand it over."""
@@ -201,13 +202,19 @@ class House:
         async def send(message: Any) -> None:
             messages.append(message)
 
-        await self.app(scope, receive, send)
+        self.fault = None
+        try:
+            await self.app(scope, receive, send)
+        except Exception as fault:  # the connection would log it; the answer was sent before
+            self.fault = fault
+            if not messages:
+                raise
         told = {name.decode(): value.decode() for name, value in messages[0]["headers"]}
         return Answered(messages[0]["status"], told, b"".join(one.get("body", b"") for one in messages[1:]))
 
 
 @asynccontextmanager
-async def open_house(home: Path, *names: str) -> AsyncIterator[House]:
+async def opened(home: Path, *names: str) -> AsyncIterator[House]:
     house = House(home)
     try:
         for name in names:
@@ -219,12 +226,18 @@ async def open_house(home: Path, *names: str) -> AsyncIterator[House]:
 
 
 @pytest.fixture
+def open_house() -> Callable[..., Any]:
+    """A further house: `async with open_house(home, *names) as house`."""
+    return opened
+
+
+@pytest.fixture
 def visit(home: Path) -> Callable[..., Any]:
     """Runs `test(house)` in a house that serves the named models."""
 
     def run(test: Callable[[House], Awaitable[None]], *names: str, at: Path = home) -> None:
         async def main() -> None:
-            async with open_house(at, *names) as house:
+            async with opened(at, *names) as house:
                 await test(house)
 
         asyncio.run(main())

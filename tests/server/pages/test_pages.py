@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from pelton.errors import InvalidInput
+from pelton.records.snapshot import Snapshot
 from pelton.registry import Registry
 from pelton.types import ModelRef
 
@@ -163,18 +167,92 @@ def test_what_is_not_served_is_an_error_that_clients_can_read(
     visit(test, "linear")
 
 
-def test_a_fault_of_a_page_is_a_500_without_a_stack_trace(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(house: Any) -> None:
-        house.site.engine.directory.current = None
-        with pytest.raises(TypeError):  # goes on to the connection, which logs it
-            await house.ask("GET", "/models")
+class Workers:
+    """Other workers, as the site sees them."""
 
-    visit_errors: list[BaseException] = []
-    try:
-        visit(test, "linear")
-    except TypeError as error:  # the house's own tidying up meets the same fault
-        visit_errors.append(error)
-    assert len(visit_errors) == 1
+    def __init__(self, others: dict[int, Snapshot | None] | Exception) -> None:
+        self.others = others
+        self.changes: list[tuple[str, str]] = []
+
+    async def snapshots(self) -> dict[int, Snapshot | None]:
+        if isinstance(self.others, Exception):
+            raise self.others
+        return self.others
+
+    async def change(self, action: str, name: str) -> None:
+        self.changes.append((action, name))
+
+
+def test_a_fault_of_a_page_is_a_500_without_a_stack_trace(visit: Visit) -> None:
+    async def test(house: Any) -> None:
+        house.site.siblings = Workers(ZeroDivisionError("secret"))
+        answer = await house.ask("GET", "/models")
+        assert (answer.status, list(answer.json)) == (500, ["error"])
+        assert b"secret" not in answer.body
+        assert isinstance(house.fault, ZeroDivisionError)  # goes on to the connection, which logs it
+
+    visit(test, "linear")
+
+
+def test_models_of_other_workers_are_shown_and_counted_too(
+    visit: Visit, home: Path, open_house: Callable[..., Any]
+) -> None:
+    async def test(house: Any) -> None:
+        async with open_house(home, "words", "linear") as other:
+            other.engine.reject("linear", "native", InvalidInput("no"), other.engine.clock())
+            seen = Snapshot.from_bytes(other.site.own().to_bytes())
+        house.engine.reject("linear", "native", InvalidInput("no"), house.engine.clock())
+        house.site.siblings = Workers({1: seen})
+        told = (await house.ask("GET", "/models")).json
+        assert [one["name"] for one in told["models"]] == ["linear", "words"]
+        assert told["models"][0]["total"]["errors"] == {"invalid": 2}
+        assert told["server"]["processes"] == 2
+        assert (await house.ask("GET", "/v1/models")).json == {"models": ["linear", "words"]}
+        index = {one["name"]: one["state"] for one in (await house.ask("POST", "/v2/repository/index")).json}
+        assert (index["words"], index["grey"]) == ("READY", "UNAVAILABLE")
+        stats = (await house.ask("GET", "/v2/models/stats")).json["model_stats"]
+        assert {one["name"]: one["inference_stats"]["fail"]["count"] for one in stats} == {"linear": 2, "words": 0}
+        paths = (await house.ask("GET", "/openapi.json")).json["paths"]
+        assert {"/predict/words", "/predict/linear"} <= set(paths)
+
+    visit(test, "linear")
+
+
+def test_a_worker_that_does_not_answer_keeps_the_server_from_being_ready_and_is_no_model(visit: Visit) -> None:
+    async def test(house: Any) -> None:
+        house.site.siblings = Workers({1: None})
+        ready = await house.ask("GET", "/v2/health/ready")
+        assert ready.status == 503
+        assert "worker 1" in ready.json["error"]
+        assert (await house.ask("GET", "/v1/models")).json == {"models": ["linear"]}
+        names = [one["name"] for one in (await house.ask("POST", "/v2/repository/index")).json]
+        assert names == ["grey", "linear", "people", "words"]
+        assert [one["name"] for one in (await house.ask("GET", "/models")).json["models"]] == ["linear"]
+
+    visit(test, "linear")
+
+
+def test_pages_do_not_keep_a_model_that_was_unloaded(visit: Visit) -> None:
+    async def test(house: Any) -> None:
+        for path in ("/models", "/models/linear/example", "/openapi.json", "/v2/models/linear/config", "/metrics"):
+            assert (await house.ask("GET", path)).status == 200
+        seen = weakref.ref(house.engine.directory.find("linear", ""))
+        await house.ask("POST", "/v2/repository/models/linear/unload")
+        await asyncio.gather(*house.fleet._tasks)
+        gc.collect()
+        assert seen() is None
+
+    visit(test, "linear")
+
+
+def test_load_and_unload_reach_all_workers(visit: Visit) -> None:
+    async def test(house: Any) -> None:
+        workers = house.site.siblings = Workers({})
+        assert (await house.ask("POST", "/v2/repository/models/words/load")).status == 200
+        assert (await house.ask("POST", "/v2/repository/models/words/unload")).status == 200
+        assert workers.changes == [("load", "words"), ("unload", "words")]
+
+    visit(test, "linear")
 
 
 def test_the_root_is_a_sign_of_life_for_programs_and_a_page_for_people(visit: Visit) -> None:
