@@ -59,7 +59,10 @@ class VirtualLoop:
 
 
 class Machine:
-    """Slots whose models take exactly as long as they are told. `settle_seconds`: what each answer costs the loop."""
+    """Slots whose models take exactly as long as they are told.
+
+    `settle_seconds`: what each answer costs the loop; a refusal costs a quarter of that.
+    """
 
     def __init__(self, slots: int = 1, settle_seconds: float = 0.0) -> None:
         self.loop = VirtualLoop()
@@ -91,6 +94,7 @@ class Lane:
         objective: str = "latency",
         believed: Callable[[int], float] | None = None,
         admission: bool = True,
+        sizes: Iterable[int] = SIZES,
     ) -> None:
         self.machine = machine
         self.loop = machine.loop
@@ -98,7 +102,7 @@ class Lane:
         self.target = target
         self.admission = admission
         believed = believed or seconds
-        latency = LatencyModel([(b, believed(b)) for b in SIZES if b <= max_rows])
+        latency = LatencyModel([(b, believed(b)) for b in sizes if b <= max_rows])
         self.batcher = Batcher(BatchPolicy(target, max_rows, objective), latency)
         self.scheduler = Scheduler(self.batcher, machine.executor, self._run, self._settle, self._settle_one)
         self.batches: list[tuple[float, list[Call], int, str]] = []
@@ -131,7 +135,8 @@ class Lane:
         assert call.state != SETTLED, "settled twice"
         call.state = SETTLED
         call.outcome = outcome
-        self.loop.now += self.machine.settle_seconds
+        refused = isinstance(outcome, Refused)
+        self.loop.now += self.machine.settle_seconds / (4 if refused else 1)
         self.finished[id(call)] = self.loop.now
         (self.failed if isinstance(outcome, PeltonError) else self.answered).append(call)
         call.done(call)
@@ -167,9 +172,11 @@ class Lane:
 
         def next_one(rest: Iterator[float]) -> None:
             self.send(**kwargs)
-            when = next(rest, None)
-            if when is not None:
-                self.loop.at(when, next_one, rest)
+            for when in rest:
+                if when > self.loop.now:
+                    self.loop.at(when, next_one, rest)
+                    return
+                self.send(**kwargs)  # came while the loop was busy: all sockets are read before a batch is formed
 
         rest = iter(times)
         self.loop.at(next(rest), next_one, rest)

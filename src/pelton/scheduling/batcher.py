@@ -18,11 +18,12 @@ from pelton.scheduling.latency import LatencyModel
 from pelton.types import QUEUED, RUNNING, Batch, Call
 
 RECOMPUTE_EVERY: Final = 64  # batches between two looks at the best batch size
-PROBE_EVERY: Final = 16  # looks after which, where batches leave full, larger ones are tried for a moment
+PROBE_EVERY: Final = 4  # looks after which, where batches leave full, larger ones are tried for a moment...
+PROBE_SELDOM: Final = 64  # ... more and more seldom while that changes nothing
 PROBE_BATCHES: Final = 8
 RETURN_RATE: Final = 0.05
-GAP_RATE: Final = 0.1  # how fast a growing gap between batches is believed, and how slowly it is forgotten
-GAP_DECAY: Final = 0.98
+GAP_RISE: Final = 0.2  # how fast a growing gap between batches is believed, and how slowly it is forgotten
+GAP_FALL: Final = 0.02
 FILL_RATE: Final = 0.2
 MAX_SKIPPED: Final = 1024  # calls of other shapes that are passed over for one batch
 PRIORITIES: Final = 8  # levels above and below the usual one
@@ -71,6 +72,8 @@ class Batcher:
         self._earliest = float("inf")  # no deadline in the queue is before this
         self._until_recompute = 0
         self._looks = 0
+        self._probe_every = PROBE_EVERY
+        self._probe_at = PROBE_EVERY  # looks
         self._chosen = 0
         self._left_behind = False  # batches left full and others stayed, since the last look
         self.cap = 1
@@ -91,15 +94,20 @@ class Batcher:
     def refresh(self) -> None:
         """Looks again for the best batch size; done every few batches, since S(b) changes slowly."""
         policy, longest = self.policy, self.policy.target / 2
-        self._until_recompute = RECOMPUTE_EVERY
-        self._chosen = cap = self.latency.best_rows(policy.max_rows, longest, self._chosen)
-        self.inline_rows = self.inline.largest(cap)
         self._looks += 1
+        self._until_recompute = min(RECOMPUTE_EVERY, 8 * self._looks)
+        before = self._chosen
+        self._chosen = cap = self.latency.best_rows(policy.max_rows, longest, before)
+        if cap != before:
+            self._probe_every = PROBE_EVERY
+        self.inline_rows = self.inline.largest(cap)
         if 0 < self.inline_rows < cap and self._rate(self.inline_rows) > INLINE_WORTH * self._rate(cap):
             cap = self.inline_rows  # smaller batches on the loop beat larger ones in a thread
-        elif self._left_behind and self._looks % PROBE_EVERY == 0:
+        elif self._left_behind and self._looks >= self._probe_at:
             cap = self.latency.larger(cap, policy.max_rows, longest)  # what is known of larger batches may be outdated
             self._until_recompute = PROBE_BATCHES
+            self._probe_at = self._looks + self._probe_every
+            self._probe_every = min(2 * self._probe_every, PROBE_SELDOM)
         self._left_behind = False
         self._fill *= cap / self.cap
         self.cap = cap
@@ -256,9 +264,9 @@ class Batcher:
         """How long a slot was not ours although calls waited. On one core that is also the time for the sockets."""
         if head.queued < self._last_finish and not self._waited:
             gap = min(now - self._last_finish, self.policy.target)
-            self.gap += GAP_RATE * (gap - self.gap)
+            self.gap += (GAP_RISE if gap > self.gap else GAP_FALL) * (gap - self.gap)
         else:
-            self.gap *= GAP_DECAY
+            self.gap -= GAP_FALL * self.gap
         self._waited = False
 
     def _wait(self, head: Call, now: float) -> float:

@@ -11,12 +11,14 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Final
 
-SHAPE_RATE: Final = 0.02  # how fast a point that is well known follows what is measured
+SHAPE_RATE: Final = 0.02  # how fast a point that is well known follows what is measured...
+KNOWN_RATE: Final = 0.08  # ... and one that was seen a few times, at most; a new one takes the mean
 SPEED_RATE: Final = 0.1  # how fast the machine's speed is followed
 SPREAD_RATE: Final = 0.05
 SUSPECT: Final = 2.0  # a batch that took longer than this many times its prediction counts as this many times...
 OUTLIER: Final = 4.0  # ... and as this many when the one before it was slow as well: then it is the machine
-KNOWN: Final = 8  # observations from which a point is trusted to tell the machine's speed
+PROFILED: Final = 10  # observations that a point measured beforehand counts for
+KNOWN: Final = 3  # observations from which a point is trusted to tell the machine's speed
 DEFAULT_SECONDS: Final = 0.001  # per row, before anything was measured
 BATCH_OVERHEAD: Final = 30e-6  # seconds that forming, starting and settling a batch cost beside the model
 NEAR_BEST: Final = 0.97  # the smallest batch whose rate is at least this share of the best is chosen...
@@ -37,7 +39,7 @@ class LatencyModel:
         self._slow = False  # the batch before was suspiciously slow
         self.observed = 0
         for rows, seconds in points:
-            self._add_point(rows, seconds, KNOWN)
+            self._add_point(rows, seconds, PROFILED)
 
     def observe(self, rows: int, seconds: float) -> None:
         """A batch of `rows` rows held its slot for `seconds`."""
@@ -56,12 +58,13 @@ class LatencyModel:
             self._add_point(size, self._between(size), 0)
             known = self._seconds[size]
         seen = self._seen[size]
+        rate = 1.0 / (seen + 2)
         if seen >= KNOWN:  # else the shape may be what is wrong, not the speed
             self._spread += SPREAD_RATE * (abs(ratio - 1.0) - self._spread)
             step = 1.0 + SPEED_RATE * (ratio - 1.0)
             self._speed *= step
             ratio /= step
-        rate = 1.0 / (seen + 2)
+            rate = min(rate, KNOWN_RATE)
         if rate > SHAPE_RATE:
             self._seen[size] = seen + 1
         else:
@@ -89,11 +92,11 @@ class LatencyModel:
         if not rates:
             return 1
         best = max([rate for _, rate in rates])
+        chosen = next(b for b, rate in rates if rate >= NEAR_BEST * best)
         if 0 < current <= rates[-1][0] and self.rate(current) >= STILL_GOOD * best:
             surely = next(b for b, rate in rates if rate >= SURELY_BEST * best)
-            if current <= max(surely, 1):
-                return current
-        chosen = next(b for b, rate in rates if rate >= NEAR_BEST * best)
+            if current <= surely:
+                chosen = current
         return self.larger(chosen, max_rows, max_seconds) if chosen == rates[-1][0] else chosen
 
     def rate(self, rows: int) -> float:
