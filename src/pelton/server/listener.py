@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 AT_ONCE: Final = 256  # connections accepted before the loop gets another turn
+LATER: Final = 0.005  # seconds that other processes have to take a connection first
 OUT_OF_FILES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 RETRY: Final = 0.25  # seconds without accepting when the process has no file descriptors left
 TELL_EVERY: Final = 10.0  # seconds between two lines about that in the log
@@ -33,7 +34,9 @@ FULL: Final = (
 class Listener:
     """One listening socket. `full` says whether more connections are refused at the moment.
 
-    `at_once` is small where other processes accept from the same socket, and idle ones shall get their share.
+    `share` is given where other processes accept from the same socket: how many connections this one may take now,
+    told how many it has accepted that are not set up yet. 0: others shall have them; what still waits LATER seconds
+    later is taken all the same, so that a process that stands still keeps nobody out.
     """
 
     def __init__(
@@ -42,9 +45,10 @@ class Listener:
         factory: Callable[[], asyncio.Protocol],
         full: Callable[[], bool],
         tls: ssl.SSLContext | None = None,
-        at_once: int = AT_ONCE,
+        share: Callable[[int], int] | None = None,
     ) -> None:
-        self._at_once = at_once
+        self._share = share
+        self._patience = 1  # connections taken after LATER: more each time that nobody else takes any
         self._socket = sock
         self._factory = factory
         self._full = full
@@ -53,6 +57,7 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
         self._resting = False
+        self._yielding = False
         self._told = -TELL_EVERY
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._accept)
@@ -65,7 +70,27 @@ class Listener:
             self._socket.close()
 
     def _accept(self) -> None:
-        for _ in range(AT_ONCE):
+        if self._share is None:
+            self._take(AT_ONCE)
+            return
+        most = self._share(len(self._tasks))
+        if most > 0:
+            self._patience = 1
+            self._take(most)
+        else:
+            self._yielding = True
+            self._rest()
+            self._loop.call_later(LATER, self._late)
+
+    def _late(self) -> None:
+        self._yielding = False
+        self._go_on()
+        if self._open:
+            self._take(self._patience)
+            self._patience = min(2 * self._patience, AT_ONCE)
+
+    def _take(self, most: int) -> None:
+        for _ in range(most):
             if len(self._tasks) >= SET_UP_AT_ONCE:
                 self._rest()  # the end of a handshake goes on
                 return
@@ -113,7 +138,7 @@ class Listener:
 
     def _set_up(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._resting and len(self._tasks) < SET_UP_AT_ONCE:
+        if self._resting and not self._yielding and len(self._tasks) < SET_UP_AT_ONCE:
             self._go_on()
 
     async def _adopt(self, connection: socket.socket) -> None:

@@ -21,7 +21,7 @@ from pelton.server.http import Connection
 from pelton.server.inference import Dispatcher, Forward
 from pelton.server.lifecycle import cores, settle_garbage, tls_context
 from pelton.server.limits import Limits
-from pelton.server.listener import AT_ONCE, Listener
+from pelton.server.listener import Listener
 from pelton.server.routes import Routes
 from pelton.settings import Settings
 
@@ -36,7 +36,8 @@ MEGABYTE: Final = 1024 * 1024
 class Server:
     """One serving process. All collaborators are made here.
 
-    `forward` hands on requests for models of other workers; `at_once` connections are accepted per turn of the loop.
+    `forward` hands on requests for models of other workers; `share` says how many connections are for this process
+    now, of those that wait (see `Listener`); `connections` will hold those that are open.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class Server:
         registry: Registry,
         sock: socket.socket,
         forward: Forward | None = None,
-        at_once: int = AT_ONCE,
+        share: Callable[[int], int] | None = None,
+        connections: set[Connection] | None = None,
     ) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
@@ -59,10 +61,10 @@ class Server:
         self.site = Site(self.engine, self.fleet, settings, self.limits)
         self.app = lazy_app(self.site)
         self.routes = Routes(self.limits)
-        self._connections: set[Connection] = set()
+        self._connections: set[Connection] = set() if connections is None else connections
         self._heads = Heads()
         self._dispatch = Dispatcher(self.engine, self.routes, self.app, self.limits, forward)
-        self._listener = Listener(sock, self._connection, self._full, tls_context(settings), at_once)
+        self._listener = Listener(sock, self._connection, self._full, tls_context(settings), share)
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._stop: asyncio.Future[float] = self._loop.create_future()
         self._loading: asyncio.Task[None] | None = None

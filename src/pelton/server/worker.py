@@ -22,6 +22,7 @@ from pelton.packages import Package
 from pelton.records.snapshot import Snapshot
 from pelton.registry import Registry
 from pelton.server.asgi import App, Message
+from pelton.server.board import BOARD, Board, Counted
 from pelton.server.channel import Asked, Change, Channel, Closed, Done, Drained, Finish, Handover, Serving, Stop, done
 from pelton.server.forward import Forward, Link, Sibling
 from pelton.server.http import Connection, Request
@@ -34,7 +35,7 @@ from pelton.types import ModelRef
 
 log = logging.getLogger(__name__)
 
-ACCEPT_AT_ONCE: Final = 4  # idle siblings shall get their share of connections that come together
+ACCEPT_AT_ONCE: Final = 4  # connections per turn of the loop: siblings that are idle shall get some, too
 ANSWER_SECONDS: Final = 1.0  # for a sibling to tell how it stands
 SNAPSHOT: Final = "/internal/snapshot"
 
@@ -52,7 +53,9 @@ class Worker:
         self._elsewhere = {n: p.where for n, p in handover.models.items() if p.where not in (EVERYWHERE, me)}
         forward = Forward(self._siblings, self._elsewhere, self._reject)
         sock = socket.socket(fileno=handover.listener)
-        self.server = Server(settings, self._registry, sock, forward, ACCEPT_AT_ONCE)
+        self._board = Board(handover.folder, handover.workers)
+        self._clients = Counted(self._board.counts, me)
+        self.server = Server(settings, self._registry, sock, forward, self._share, self._clients)
         self.server.site.siblings = self
         self.server.site.worker = me
         self._inside: set[Connection] = set()
@@ -81,6 +84,13 @@ class Worker:
             sibling.close()
         remove_inside(self._path, self._orphan)
         return code
+
+    def _share(self, coming: int) -> int:
+        """How many waiting connections this worker should take: up to one more than the sibling that has the fewest."""
+        counts, me = self._board.counts, self._handover.index
+        counts[me] = mine = len(self._clients) + coming
+        fewest = min(count for worker, count in enumerate(counts) if worker != me)
+        return min(ACCEPT_AT_ONCE, fewest - mine + 1)
 
     # ---- the supervisor
 
@@ -250,8 +260,11 @@ def remove_inside(path: str, last: bool) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
     if last:
+        folder = os.path.dirname(path)
         with contextlib.suppress(OSError):
-            os.rmdir(os.path.dirname(path))
+            os.unlink(os.path.join(folder, BOARD))
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 async def _serve(handover: Handover, channel: Channel) -> int:

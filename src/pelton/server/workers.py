@@ -26,6 +26,7 @@ import msgspec
 from pelton.errors import NotFound, NotReady, PeltonError
 from pelton.packages import Package
 from pelton.registry import Registry
+from pelton.server.board import AWAY, Board
 from pelton.server.channel import (
     Asked,
     Change,
@@ -123,6 +124,7 @@ class Supervisor:
         places = self._place()
         self._models = {package.name: Placed(package.version, places[package.name]) for package in packages}
         self._folder = private_folder()
+        self._board = Board(self._folder, settings.workers)
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
         self._restarts = [Restarts() for _ in range(settings.workers)]
@@ -147,6 +149,7 @@ class Supervisor:
             finally:
                 self._kill()
                 self._selector.close()
+                self._board.close()
                 shutil.rmtree(self._folder, ignore_errors=True)
         return self._code
 
@@ -231,6 +234,7 @@ class Supervisor:
 
     def _ended(self, child: Child, code: int) -> None:
         self._hear(child)  # its last words
+        self._board.counts[child.index] = AWAY
         del self._children[child.index]
         with contextlib.suppress(KeyError):
             self._selector.unregister(child.channel.sock)
@@ -282,6 +286,8 @@ class Supervisor:
     # ---- what workers say
 
     def _hear(self, child: Child) -> None:
+        if self._children.get(child.index) is not child:  # it ended a moment ago
+            return
         try:
             for message in child.channel.messages():
                 self._heed(child, message)
