@@ -12,15 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pelton import __version__
 from pelton.errors import ExtraMissing, SettingInvalid
 from pelton.records.record import Record
 from pelton.records.trace_context import parse
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +42,10 @@ NAMES: Final[dict[str, str]] = {
     "rows": "pelton.rows",
     "batch_rows": "pelton.batch.rows",
     "reason": "pelton.reason",
+    "prepare": "pelton.prepare.seconds",
+    "queue": "pelton.queue.seconds",
+    "run": "pelton.run.seconds",
 }
-STAGES: Final = ("prepare", "queue", "run")
 # Kinds whose HTTP status is 5xx; the conventions leave a server's span without status for the caller's own errors.
 FAULTS: Final = frozenset({"model_failed", "internal", "refused", "deadline", "unsupported"})
 
@@ -176,7 +175,7 @@ class _Spans:
         self._offset = offset
 
     def of(self, records: Sequence[Record]) -> list[Any]:
-        """A server span for each record, with a child for each stage that took time."""
+        """A server span for each record. Stages are events and attributes of it, as they are shared by a whole batch."""
         for record in records:
             self._span(record)
         spans = list(self._done)
@@ -184,7 +183,7 @@ class _Spans:
         return spans
 
     def _span(self, record: Record) -> None:
-        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+        from opentelemetry.trace import SpanKind, Status, StatusCode
 
         began = record.at - record.total
         route = ROUTES.get(record.protocol, "")
@@ -197,10 +196,8 @@ class _Spans:
         )
         if record.error in FAULTS:
             span.set_status(Status(StatusCode.ERROR))
-        inside = set_span_in_context(span)
-        for name, start, stop in stages(record):
-            child: Span = self._tracer.start_span(name, context=inside, start_time=self._nanoseconds(start))
-            child.end(self._nanoseconds(stop))
+        for name, at in moments(record):
+            span.add_event(name, timestamp=self._nanoseconds(at))
         span.end(self._nanoseconds(record.at))
 
     def _nanoseconds(self, at: float) -> int:
@@ -221,19 +218,16 @@ def attributes(record: Record) -> Iterator[tuple[str, Any]]:
         yield "http.request.header.x-request-id", (record.request_id,)
 
 
-def stages(record: Record) -> list[tuple[str, float, float]]:
-    """(name, start, end) of each stage, in seconds of the records' clock and inside the call.
+def moments(record: Record) -> list[tuple[str, float]]:
+    """(name, seconds of the records' clock) of what happened inside a call; none where it never ran.
 
     A call that was cut into pieces has the sum of their run times, which may be longer than the call itself."""
+    if not record.batch_rows:
+        return []
     began = record.at - record.total
-    run = max(record.at - record.run, began)
-    queue = max(run - record.queue, began)
-    spans = (
-        ("prepare", began, min(began + record.prepare, record.at)),
-        ("queue", queue, run),
-        ("run", run, record.at),
-    )
-    return [(name, start, stop) for name, start, stop in spans if stop > start]
+    started = max(record.at - record.run, began)
+    queued = max(started - record.queue, began)
+    return [("queued", queued), ("batch started", started)]
 
 
 def _context(trace: str) -> Any:
