@@ -24,7 +24,7 @@ from pelton.server.cards import read
 from pelton.server.catalog import catalog, lanes_of
 from pelton.server.health import Health, find, waiting
 from pelton.server.metadata import model_config, model_metadata, server_metadata
-from pelton.server.metrics import render
+from pelton.server.metrics import in_parts
 from pelton.server.openapi import document
 from pelton.server.page import page
 from pelton.server.repository import Repository
@@ -112,8 +112,12 @@ class Pages:
         return answer(await self._example(find(self._site, request)))
 
     async def metrics(self, request: Request) -> Response:
-        body, content_type = render(await self._site.processes(), request.headers.get("accept", ""))
-        return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
+        content_type, parts = in_parts(await self._site.processes(), request.headers.get("accept", ""))
+        body = []
+        for part in parts:
+            body.append(part)
+            await asyncio.sleep(0)  # calls go between the families
+        return Response(b"".join(body), headers={"content-type": content_type, "cache-control": "no-store"})
 
     async def openapi(self, request: Request) -> Response:
         lanes = lanes_of(await self._site.processes())

@@ -128,6 +128,25 @@ def test_openmetrics_is_given_to_those_who_ask_for_it() -> None:
     assert plain.startswith("text/plain")
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=abc",
+        "text/plain;version=x.y",
+        ";;;,,,",
+        "*/*",
+        "application/openmetrics-text;",
+    ],
+)
+def test_no_accept_header_breaks_the_answer_or_comes_back_in_it(accept: str) -> None:
+    body, kind = render([snapshot([record()])], accept)
+    assert kind in (
+        "text/plain; version=0.0.4; charset=utf-8",
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    )
+    assert b"pelton_requests_total{" in body
+
+
 def test_a_snapshot_survives_the_way_to_another_process() -> None:
     sent = snapshot([*BATCH, REFUSED, FAILED], states={"x": "it is loading"})
     received = Snapshot.from_bytes(sent.to_bytes())
