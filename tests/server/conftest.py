@@ -193,8 +193,8 @@ class Client:
 class InProcess:
     """Engine, routes and dispatcher on a loop of their own; `app` answers what is no inference."""
 
-    def __init__(self, folder: Path, app: Any, limits: Limits) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, folder: Path, app: Any, limits: Limits, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = loop or asyncio.new_event_loop()
         self.clock = ManualClock(1000.0)
         self.records: list[Record] = []
         self.ledger = Ledger(self.clock, [self.records.extend])
@@ -280,8 +280,8 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., InProcess]]:
     """make_server(app=..., **limits) -> a server in this process."""
     made: list[InProcess] = []
 
-    def make(app: Any = hello_app, **limits: Any) -> InProcess:
-        made.append(InProcess(tmp_path, app, Limits(**limits)))
+    def make(app: Any = hello_app, loop: Any = None, **limits: Any) -> InProcess:
+        made.append(InProcess(tmp_path, app, Limits(**limits), loop))
         return made[-1]
 
     yield make

@@ -61,7 +61,10 @@ class Routes:
             return route
         path = target.partition(b"?")[0]
         if b"%" in path:
+            slashes = path.count(b"/")
             path = unquote_to_bytes(path)
+            if path.count(b"/") != slashes:  # an escaped slash is part of a name (RFC 3986, 2.2), and no name has one
+                return None
         try:
             text = path.decode("ascii")
         except UnicodeDecodeError:
