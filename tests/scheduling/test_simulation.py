@@ -97,8 +97,10 @@ def test_bursts_keep_goodput_and_target(sim):
     seconds = sim.linear(5, 0.5)
     capacity = 64 / seconds(64)
     lane = open_loop(sim, seconds, sim.bursts(1.5 * capacity, 100, 20_000), target=0.1, max_rows=64)
-    assert lane.result().goodput >= 0.93 * capacity
-    assert lane.result().p99 <= 0.1
+    result = lane.result()
+    assert result.goodput >= 0.97 * capacity * result.utilization  # nothing runs in vain
+    assert result.utilization > 0.8  # between two bursts even a full queue runs dry
+    assert result.p99 <= 0.1
 
 
 @pytest.mark.parametrize("load", [1.2, 2.0])
