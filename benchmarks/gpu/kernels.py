@@ -83,9 +83,11 @@ class Case:
         return next(self._turn)
 
 
-def decode_variants(rows: int, heads: int, block: int, dtype: torch.dtype, shapes: list[Any], flash: bool) -> None:
+def decode_variants(rows: int, heads: int, block: int, dtype: torch.dtype, shapes: list[Any], flash: bool, in_order: bool = False) -> None:
     torch.manual_seed(1)
     lengths = torch.randint(200, 2000, (rows,)).tolist() if rows > 1 else [4096]
+    if in_order:
+        lengths.sort(reverse=True)
     case = Case(rows, heads, lengths, block, dtype)
     results = []
     for shape in shapes:
@@ -104,7 +106,7 @@ def decode_variants(rows: int, heads: int, block: int, dtype: torch.dtype, shape
         results.append(
             guarded("FlashAttention 3", lambda: attention(case.q, case.cache(), batch, case.table, 0.088, 0), case.bytes, "B")
         )
-    show(f"decode attention: rows {rows}, heads {heads}, block {block}, {dtype}", results)
+    show(f"decode attention: rows {rows}, heads {heads}, block {block}, {dtype}, longest first {in_order}", results)
 
 
 def decode_section(flash: bool) -> None:
@@ -125,14 +127,12 @@ def decode_section(flash: bool) -> None:
         decode_variants(256, 16, 256, torch.bfloat16, [shape(64, 4, 3, 2112)], flash)
 
 
-def decode_fp8_section() -> None:
-    shape = decode_attention.DecodeShape
-    for block, tiles in ((64, (64,)), (128, (64, 128))):
-        grid = [
-            shape(tile, warps, stages, programs)
-            for tile, warps, stages, programs in itertools.product(tiles, (2, 4, 8), (3, 5, 7), (528, 1056))
-        ]
-        decode_variants(256, 32, block, reference.FP8, grid, False)
+def decode_order_section() -> None:
+    """What the order of the rows is worth, and how float8 fares."""
+    shapes = [decode_attention.DecodeShape(64, warps, stages) for warps, stages in itertools.product((2, 4), (3, 4, 5))]
+    for dtype in (torch.bfloat16, reference.FP8):
+        for in_order in (False, True):
+            decode_variants(256, 32, 64, dtype, shapes, False, in_order)
 
 
 def linear_section() -> None:

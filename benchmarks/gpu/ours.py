@@ -202,14 +202,10 @@ def tune(engine: LmEngine, label: str) -> None:
         ThinShape(64, 128, 4, 6, ahead=0, native=True), ThinShape(128, 128, 8, 5, ahead=0, native=True),
     ) if engine.options.fp8_weights else ():  # fmt: skip
         ops.wide_shape = shape
-        ops.thin_rows_fp8 = 128
-        line("wide " + str(shape), (32, 64, 128))
-    ops.wide_shape, ops.thin_rows_fp8 = wide, 64
+        line("wide " + str(shape), (32, 64))
+    ops.wide_shape = wide
     shape_kept = own.decode_shape
-    native = engine.options.fp8_kv
-    for decode in (DecodeShape(64, 2, 5, native=native), DecodeShape(64, 2, 7, native=native),
-                   DecodeShape(64, 4, 5, native=native), DecodeShape(64, 1, 7, native=native),
-                   DecodeShape(32, 1, 6)):  # fmt: skip
+    for decode in (DecodeShape(64, 2, 4), DecodeShape(64, 4, 5), DecodeShape(64, 1, 7), DecodeShape(32, 1, 6)):
         own.decode_shape = decode
         line(str(decode), (1, 64, 256))
     own.decode_shape = shape_kept

@@ -24,6 +24,7 @@ import kernels  # noqa: E402
 import online  # noqa: E402
 import ours  # noqa: E402
 import peer  # noqa: E402
+import real  # noqa: E402
 import torch  # noqa: E402
 import workload  # noqa: E402
 
@@ -93,13 +94,14 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "kernels": lambda: kernels.run(flash=True),
     "small": kernels.small_section,
     "decode": lambda: kernels.decode_section(flash_available()),
-    "decode-fp8": kernels.decode_fp8_section,
+    "decode-order": kernels.decode_order_section,
     "prefill": lambda: kernels.prefill_section(True),
     "linear": kernels.linear_section,
+    "real": real.run,
     "compare-0.6b": lambda: compare_section("0.6b", False),
     "compare-8b": lambda: compare_section("8b", True),
-    "online-0.6b": lambda: online_section("0.6b", (14.6, 35.0), 300, 2048),
-    "online-8b": lambda: online_section("8b", (7.3, 12.8), 150, 2048),
+    "online-0.6b": lambda: online_section("0.6b", (15.0, 35.0), 300, 2048),
+    "online-8b": lambda: online_section("8b", (13.4,), 100, 2048),
     "tune-0.6b": lambda: tune_section("0.6b", False),
     "tune-8b": lambda: tune_section("8b", False),
     "tune-8b-fp8": lambda: tune_section("8b", True),

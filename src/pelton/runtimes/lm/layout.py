@@ -65,6 +65,7 @@ class Layout:
     ids: list[int] = field(default_factory=list)  # of decode rows; -1: the token is still on the device
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    decodes: list[Part] = field(default_factory=list)  # in the order of their rows
     packed: list[Part] = field(default_factory=list)
     prefill: int = 0
     sample_slots: list[int] = field(default_factory=list)
@@ -83,15 +84,19 @@ class Layout:
 
 
 def lay_out(plan: Plan) -> Layout:
-    """Decode rows in the plan's order, then packed prefills; logits in the same order."""
+    """Decode rows, longest first; then packed prefills in the plan's order; logits in the same order.
+
+    Longest first, because the device starts rows in order: a long row that starts last would run alone at the end.
+    """
     layout = Layout()
     spans: dict[int, tuple[int, int]] = {}
-    for index, part in enumerate(plan.parts):
-        if not part.prefill:
-            low = len(layout.ids)
-            _add_rows(layout, part)
-            layout.sample_slots.extend([part.sequence.slot] * part.count)
-            spans[index] = (low, low + part.count)
+    decodes = [(part.start, index, part) for index, part in enumerate(plan.parts) if not part.prefill]
+    for _, index, part in sorted(decodes, reverse=True):
+        low = len(layout.ids)
+        _add_rows(layout, part)
+        layout.sample_slots.extend([part.sequence.slot] * part.count)
+        spans[index] = (low, low + part.count)
+        layout.decodes.append(part)
     for index, part in enumerate(plan.parts):
         if part.prefill:
             layout.packed.append(part)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 from pelton.runtimes.lm import reference
+
+if TYPE_CHECKING:
+    from pelton.runtimes.lm.kernels.thin_linear import ThinShape
 
 Norms = tuple[torch.Tensor, torch.Tensor]
 
@@ -121,9 +124,9 @@ class TritonOps:
         self._elementwise, self._thin = elementwise, thin_linear
         self.thin_shape = thin_linear.ThinShape()
         self.thin_shape_fp8 = thin_linear.ThinShape(outs=32, depth=512, warps=4, stages=4, native=True)
-        self.wide_shape = thin_linear.ThinShape(outs=64, depth=256, native=True)  # for more than 16 rows
-        self.thin_rows = 4  # with more rows the library is as fast ...
-        self.thin_rows_fp8 = 64  # ... except in float8
+        self.wide_shape = thin_linear.ThinShape(outs=64, depth=256, native=True)  # 17 to 64 rows
+        self.widest_shape = thin_linear.ThinShape(outs=64, depth=256, warps=8, stages=4, native=True)  # to 128 rows
+        self.thin_rows = 4  # with more rows the library is as fast
 
     def embed(
         self, weights: torch.Tensor, ids: torch.Tensor, slots: torch.Tensor, last: torch.Tensor, scale: float
@@ -139,9 +142,9 @@ class TritonOps:
         return Quantized(*self._elementwise.gated(x, gelu, quantize))
 
     def linear(self, x: Quantized, linear: Linear, dtype: torch.dtype) -> torch.Tensor:
-        if x.values.shape[0] <= (self.thin_rows_fp8 if linear.fp8 else self.thin_rows):
-            narrow = self.thin_shape_fp8 if linear.fp8 else self.thin_shape
-            shape = narrow if x.values.shape[0] <= 16 else self.wide_shape
+        rows = x.values.shape[0]
+        shape = self._float8_shape(rows) if linear.fp8 else self.thin_shape if rows <= self.thin_rows else None
+        if shape is not None:
             return self._thin.thin_linear(x.values, linear.weight, linear.bias, shape, x.scale, linear.scale, dtype)
         if linear.scale is None:
             return F.linear(x.values, linear.weight, linear.bias)
@@ -150,6 +153,14 @@ class TritonOps:
         return torch._scaled_mm(
             x.values, linear.weight.t(), x.scale, linear.scale, linear.bias, out_dtype=dtype, use_fast_accum=True
         )
+
+    def _float8_shape(self, rows: int) -> ThinShape | None:
+        """Which cut of our kernel for so many rows; None where the library is faster."""
+        if rows <= 16:
+            return self.thin_shape_fp8
+        if rows <= 64:
+            return self.wide_shape
+        return self.widest_shape if 96 < rows <= 128 else None  # tiles hold 64 or 128 rows
 
     def quantize(self, x: torch.Tensor) -> Quantized:
         return Quantized(*self._elementwise.quantize_rows(x))

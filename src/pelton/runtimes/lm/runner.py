@@ -95,7 +95,7 @@ class Runner:
         self._place(plan)
         layout = lay_out(plan)
         logits, sample_slots = self._forward(layout)
-        tokens, logprobs = self._sample(plan, logits, sample_slots)
+        tokens, logprobs = self._sample(layout, logits, sample_slots)
         done = self._event()
         seconds = 0.0 if self._cuda else time.perf_counter() - started
         return InFlight(plan, layout.spans, tokens, logprobs, done, begun, seconds)
@@ -173,13 +173,14 @@ class Runner:
     # ---- sampling
 
     def _sample(
-        self, plan: Plan, logits: torch.Tensor, sample_slots: torch.Tensor
+        self, layout: Layout, logits: torch.Tensor, sample_slots: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor] | None]:
         if not len(sample_slots):
             return torch.empty(0, dtype=torch.int32), None
-        if all(_plain(part) for part in plan.parts if part.samples):
+        sampled = [*layout.decodes, *(part for part in layout.packed if part.samples)]
+        if all(_plain(part) for part in sampled):
             return self._to_host(self.model.ops.greedy_and_remember(logits, self.last, sample_slots)), None
-        drawn = self._sampler.draw(logits, _sampler_rows(plan))
+        drawn = self._sampler.draw(logits, [row for part in sampled for row in _rows(part)])
         self.last[sample_slots.long()] = drawn.tokens
         if drawn.logprobs is None:
             return self._to_host(drawn.tokens), None
@@ -222,13 +223,6 @@ def _plain(part: Part) -> bool:
     request = part.sequence.request
     sampling = request.sampling
     return sampling.greedy and not sampling.penalized and sampling.logprobs is None and request.grammar is None
-
-
-def _sampler_rows(plan: Plan) -> list[Row]:
-    """In the order of the logits: decode rows first."""
-    sampled = [part for part in plan.parts if part.samples]
-    ordered = [part for part in sampled if not part.prefill] + [part for part in sampled if part.prefill]
-    return [row for part in ordered for row in _rows(part)]
 
 
 def _rows(part: Part) -> list[Row]:

@@ -18,12 +18,26 @@ from pelton.runtimes.lm.kernels.launch import chained
 
 
 @triton.jit
+def _absorb(q, k, v, best, total, acc, factor, seen, MASK: tl.constexpr):
+    """One tile of keys and values into the running softmax; `factor` scales scores to powers of two."""
+    scores = tl.dot(q, k.to(q.dtype))
+    if MASK:
+        scores = tl.where(seen[None, :], scores, -1.0e30)
+    peak = tl.maximum(best, tl.max(scores, 1))
+    fade = tl.exp2((best - peak) * factor)
+    weights = tl.exp2(scores * factor - (peak * factor)[:, None])
+    total = total * fade + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * fade[:, None])
+    return peak, total, acc
+
+
+@triton.jit
 def _decode_part(
     q_ptr, cache_ptr, table_ptr, slot_ptr, position_ptr, out_ptr, part_ptr, lse_ptr,
     scale, v_offset, q_stride, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
-    NATIVE: tl.constexpr, CHAINED: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     if CHAINED:
         gdc_wait()
@@ -44,35 +58,38 @@ def _decode_part(
     dims = tl.arange(0, DIM)
     q_at = row * q_stride + (kv_head * GROUP + heads)[:, None] * DIM + dims[None, :]
     q = tl.load(q_ptr + q_at, mask=heads[:, None] < GROUP, other=0.0)
-    factor = tl.full([ROWS], scale * 1.4426950408889634, tl.float32)  # exp2 instead of exp
     if cache_ptr.dtype.element_ty == tl.float8e4nv:
         q = q.to(tl.float16)  # e4m3 converts to fp16 exactly, and in one instruction
-    q_key = q
-    if NATIVE:
-        # Converting keys costs more than reading them: multiply them as they are, by queries of the same precision.
-        q_scale = tl.maximum(tl.max(tl.abs(q.to(tl.float32)), 1), 1e-6) / 448.0
-        q_key = (q.to(tl.float32) / q_scale[:, None]).to(tl.float8e4nv)
-        factor = factor * q_scale
+    factor = scale * 1.4426950408889634  # exp2 instead of exp
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM], tl.float32)
     lanes = tl.arange(0, TILE)
-    for at in range(low, high, TILE):
-        block = tl.load(table_ptr + slot * table_stride + at // BLOCK).to(tl.int64)
+    k_at = lanes[None, :] * DIM + dims[:, None]
+    v_at = lanes[:, None] * DIM + dims[None, :]
+    blocks = table_ptr + slot * table_stride
+    whole = low
+    # A tile's block is looked up one tile ahead: its address must be known when its loads are ordered.
+    block = tl.load(blocks + tl.minimum(low, tl.maximum(keys - 1, 0)) // BLOCK).to(tl.int64)
+    if WINDOW == 0:
+        whole = low + (tl.maximum(high - low, 0) // TILE) * TILE  # these tiles need no mask
+        for at in range(low, whole, TILE):
+            line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
+            block = tl.load(blocks + tl.minimum(at + TILE, keys - 1) // BLOCK).to(tl.int64)
+            tile = cache_ptr + line * DIM
+            k = tl.load(tile + k_at)
+            v = tl.load(tile + v_offset + v_at)
+            best, total, acc = _absorb(q, k, v, best, total, acc, factor, lanes < TILE, False)
+    for at in range(whole, high, TILE):
         line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
-        k = tl.load(cache_ptr + (line + lanes)[None, :] * DIM + dims[:, None])
-        v = tl.load(cache_ptr + v_offset + (line + lanes)[:, None] * DIM + dims[None, :])
-        scores = tl.dot(q_key, k.to(q_key.dtype)) * factor[:, None]
+        block = tl.load(blocks + tl.minimum(at + TILE, keys - 1) // BLOCK).to(tl.int64)
+        tile = cache_ptr + line * DIM
+        k = tl.load(tile + k_at)
+        v = tl.load(tile + v_offset + v_at)
         seen = at + lanes < high
         if WINDOW > 0:
             seen = seen & (at + lanes >= keys - WINDOW)
-        scores = tl.where(seen[None, :], scores, -1.0e30)
-        peak = tl.maximum(best, tl.max(scores, 1))
-        fade = tl.exp2(best - peak)
-        weights = tl.exp2(scores - peak[:, None])
-        total = total * fade + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * fade[:, None])
-        best = peak
+        best, total, acc = _absorb(q, k, v, best, total, acc, factor, seen, True)
 
     live = heads < GROUP
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
@@ -83,7 +100,7 @@ def _decode_part(
     else:
         line = (row * HEADS + head) * SPLITS + split
         tl.store(part_ptr + line[:, None] * DIM + dims[None, :], out, mask=live[:, None])
-        lse = tl.where(total == 0.0, float("-inf"), best + tl.log2(tl.where(total == 0.0, 1.0, total)))
+        lse = tl.where(total == 0.0, float("-inf"), best * factor + tl.log2(tl.where(total == 0.0, 1.0, total)))
         tl.store(lse_ptr + line, lse, mask=live)
 
 
@@ -119,7 +136,6 @@ class DecodeShape:
     stages: int = 5
     programs: int = 132 * 4  # how many programs fill the chip; more splits than that do not pay
     max_splits: int = 32
-    native: bool = False  # with a float8 cache: round queries to float8 and multiply keys as they are
 
     def splits(self, rows: int, kv_heads: int) -> int:
         wanted = -(-self.programs // max(1, rows * kv_heads))
@@ -153,7 +169,6 @@ def decode_attention(
         scale, cache.stride(0), q.stride(0), table.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
         DIM=dim, BLOCK=block, TILE=min(shape.tile, block), SPLITS=splits, WINDOW=window,
-        NATIVE=shape.native and cache.dtype == torch.float8_e4m3fn and q.is_cuda,
         num_warps=shape.warps, num_stages=shape.stages, **chained(q),
     )  # fmt: skip
     if splits > 1:
