@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from pelton import __version__
 from pelton.engine import Served
-from pelton.server.health import NAME
 from pelton.transforms import FieldSpec
 from pelton.types import TensorSpec
 
+NAME: Final = "pelton"
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "model_repository",

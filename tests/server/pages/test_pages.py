@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -367,3 +369,9 @@ def test_json_of_the_pages_is_json(visit: Visit) -> None:
             msgspec.json.decode((await house.ask("GET", path)).body)
 
     visit(test, "linear", "words", "people", "grey")
+
+
+def test_a_snapshot_is_taken_without_loading_the_web_framework() -> None:
+    script = "import sys, pelton.server.snapshots; print([m for m in ('starlette', 'prometheus_client') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout.strip() == "[]"
