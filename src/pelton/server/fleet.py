@@ -22,6 +22,7 @@ from pelton.types import ModelRef
 log = logging.getLogger(__name__)
 
 LOADING = "it is loading"
+UNLOADED = "it was unloaded"  # on purpose: no reason not to be ready
 
 
 class Fleet:
@@ -33,12 +34,11 @@ class Fleet:
         self._settings = settings
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="pelton-load")
         self._loop = asyncio.get_running_loop()
-        self._failed: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ready(self) -> bool:
         """Whether every model that should serve does."""
-        return not self._engine.directory.states() and not self._failed
+        return all(state == UNLOADED for state in self._engine.directory.states().values())
 
     async def start(self, packages: Sequence[Package]) -> None:
         """Loads all; one that fails does not keep the others from serving."""
@@ -63,7 +63,7 @@ class Fleet:
     async def unload(self, name: str) -> None:
         """Takes a model out. What it has accepted is answered first. Raises NotFound."""
         self._engine.directory.find(name, "")
-        for served in self._engine.directory.remove(name, "it was unloaded"):
+        for served in self._engine.directory.remove(name, UNLOADED):
             self._release_later(served)
 
     async def _try(self, package: Package) -> None:
@@ -98,6 +98,8 @@ class Fleet:
         replica = replicas.load(package, options, self._engine.clock)
         try:
             replica.check_golden()
+            if package.manifest.example is not None:  # libraries set themselves up at their first picture or text
+                replica.ask({name: [value] for name, value in package.manifest.example.items()})
             latency = replica.profile()
         except BaseException:
             replica.close()

@@ -10,10 +10,10 @@ from pelton.engine import Served
 from pelton.errors import NotReady, Refused
 from pelton.server.answers import answer, failure, not_ready
 from pelton.server.app import Site
+from pelton.server.fleet import UNLOADED
 from pelton.server.metadata import NAME
 
 STOPPING = "the server is stopping"
-UNLOADED = "it was unloaded"  # as the fleet announces it: wanted, so no reason not to be ready
 
 
 async def waiting(site: Site) -> str:

@@ -57,6 +57,7 @@ class Inference:
         self._context = asked.context
         timeout = _timeout(request) if special else 0.0
         timeout = timeout or asked.timeout
+        priority = (_priority(request) if special else 0) or asked.priority
         call = self.call = Call(
             inputs=asked.inputs,
             rows=asked.rows,
@@ -65,7 +66,7 @@ class Inference:
             deadline=request.received + (timeout or served.target),
             fields=asked.fields,
             own_deadline=timeout > 0.0,
-            priority=asked.priority,
+            priority=priority,
             protocol=self._codec.protocol,
             request_id=request_id(request),
             trace=_trace(request) if special else "",
@@ -201,6 +202,20 @@ def _timeout(request: Request) -> float:
     if not 0 < value <= 86_400_000:
         raise InvalidInput("the header pelton-timeout-ms must be a number of milliseconds above 0")
     return value / 1e3
+
+
+def _priority(request: Request) -> int:
+    """The caller's urgency: larger goes first, 0 is the default."""
+    given = request.header(b"pelton-priority")
+    if given is None:
+        return 0
+    try:
+        value = int(given)
+    except ValueError:
+        value = 99
+    if not -8 <= value <= 8:
+        raise InvalidInput("the header pelton-priority must be a whole number from -8 to 8; larger is more urgent")
+    return value
 
 
 def _trace(request: Request) -> str:
