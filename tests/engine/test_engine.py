@@ -384,6 +384,21 @@ def test_an_answer_that_cannot_be_handed_on_does_not_stop_the_others(tools, run)
     run(scenario)
 
 
+def test_a_second_outcome_for_the_same_call_changes_nothing(tools, run):
+    async def scenario():
+        h = tools.harness()
+        served = h.serve(EchoModel(tools.SIGNATURE))
+        call = h.send(served)
+        await h.idle()
+        h.engine._settle(served.replica, call, ModelFailed("too late"))
+        h.ledger.fold()
+        h.check()
+        assert isinstance(call.outcome, list)
+        h.engine.close()
+
+    run(scenario)
+
+
 def test_errors_are_ours(tools, run):
     """Whatever happens, an outcome is a list of arrays or an error of pelton.errors."""
 
