@@ -117,6 +117,16 @@ def mutated(draw: st.DrawFn, path: str) -> Any:
     return value
 
 
+def without_nulls(request: Any) -> Any:
+    """Some clients send null for what is optional and not there; the specification does not know it."""
+    optional = ("id", "parameters", "outputs")
+    kept = {key: value for key, value in request.items() if value is not None or key not in optional}
+    for key in ("inputs", "outputs"):
+        if key in kept:
+            kept[key] = [{k: v for k, v in one.items() if v is not None or k != "parameters"} for one in kept[key]]
+    return kept
+
+
 def check(path: str, answer: Any) -> None:
     """Whatever was asked: an answer of the protocol, or a 4xx with a short reason."""
     assert answer.complete
@@ -166,7 +176,7 @@ def test_a_request_with_some_values_exchanged_gets_an_answer_of_the_protocol(mak
         client.transport.out.clear()
         check(path, answer)
         if path.endswith("/infer") and answer.status == 200:
-            VALIDATE["inference_request"](value)
+            VALIDATE["inference_request"](without_nulls(value))
 
     run()
 

@@ -12,6 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from pelton.packages.preprocess import Column, Table
 from pelton.testing import EchoModel
 from pelton.types import DATATYPES, Array, Signature, TensorSpec
 
@@ -426,7 +427,7 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         "more",
         [
-            {"id": 1}, {"id": None}, {"id": ["a"]}, {"parameters": []}, {"parameters": "x"}, {"outputs": {}}, {"outputs": [1]},
+            {"id": 1}, {"id": ["a"]}, {"parameters": {"a": None}}, {"parameters": {"a": [1]}}, {"outputs": [{"name": "y", "parameters": {"a": {}}}]}, {"parameters": []}, {"parameters": "x"}, {"outputs": {}}, {"outputs": [1]},
             {"outputs": [{}]}, {"outputs": [{"name": "z"}]}, {"outputs": [{"name": "y"}] * 3},
             {"outputs": [{"name": "y", "parameters": {"binary_data": 1}}]},
             {"parameters": {"binary_data_output": "yes"}}, {"parameters": {"timeout": -1}}, {"parameters": {"timeout": "1"}},
@@ -453,6 +454,13 @@ class TestWhatIsWrong:
             "more": {"a": 1},
         }
         read(server.connect().ask(INFER, body))
+
+    def test_null_is_the_same_as_leaving_it_out(self, server: Any) -> None:
+        one = INPUT | {"parameters": None}
+        body = {"id": None, "parameters": None, "outputs": [{"name": "y", "parameters": None}], "inputs": [one]}
+        client = server.connect()
+        assert "id" not in read(client.ask(INFER, body))[0]
+        assert "id" not in read(client.ask(INFER, body | {"outputs": None}))[0]
 
     def test_unknown_models_and_versions_are_a_404(self, server: Any) -> None:
         for path in ("/v2/models/n/infer", "/v2/models/m/versions/zz/infer"):
@@ -491,3 +499,58 @@ class TestAnswers:
         body = {"inputs": [{"name": "x", "shape": [rows, 1], "datatype": "INT32", "data": list(range(rows))}]}
         assert read(server.connect().ask(INFER, body))[0]["outputs"][0]["data"] == list(range(rows))
         assert len(server.folded()) == 1
+
+
+class TestFields:
+    """A model with preprocessing takes its fields as tensors with one element per row."""
+
+    @pytest.fixture
+    def table(self, make_server: Any) -> Any:
+        columns = (Column("age"), Column("land", "string", values=("PT", "Ü")), Column("smokes", "boolean"))
+        server = make_server()
+        server.serve(model=echo("FP32", (3,)), preprocess=(Table(columns=columns, fills="x"),))
+        return server
+
+    def ask(self, server: Any, *tensors: tuple[str, str, Any], shape: Sequence[int] = (2,)) -> Any:
+        inputs = [{"name": n, "shape": list(shape), "datatype": d, "data": data} for n, d, data in tensors]
+        return server.connect().ask(INFER, {"inputs": inputs})
+
+    GOOD = (("age", "FP64", [4.5, 5]), ("land", "BYTES", ["Ü", "PT"]), ("smokes", "BOOL", [True, False]))
+
+    @pytest.mark.parametrize("shape", [(2,), (2, 1)])
+    def test_columns_are_read_as_in_the_other_protocols(self, table: Any, shape: Sequence[int]) -> None:
+        told, _ = read(self.ask(table, *self.GOOD, shape=shape))
+        assert told["outputs"][0]["data"] == [4.5, 1.0, 1.0, 5.0, 0.0, 0.0]
+
+    def test_text_may_be_binary(self, table: Any) -> None:
+        raw = b"".join(struct.pack("<I", len(v)) + v for v in ("Ü".encode(), b"PT"))
+        inputs = [
+            {"name": "age", "shape": [2], "datatype": "INT32", "data": [1, 2]},
+            with_size(len(raw), (2, 1), "land", "BYTES"),
+            {"name": "smokes", "shape": [2], "datatype": "BOOL", "data": [True, True]},
+        ]
+        told, _ = read(table.connect().ask(INFER, *binary(inputs, raw)))
+        assert told["outputs"][0]["data"] == [1.0, 1.0, 1.0, 2.0, 0.0, 1.0]
+        broken = raw.replace(b"PT", b"P\xff")
+        assert "'land'" in table.connect().ask(INFER, *binary(inputs, broken)).error
+
+    @pytest.mark.parametrize(
+        ("position", "tensor"),
+        [
+            (0, ("age", "BYTES", ["1", "2"])), (0, ("age", "FP64", [1])), (0, ("age", "BF16", [1, 2])), (0, ("ages", "FP64", [1, 2])),
+            (1, ("land", "INT32", [1, 2])), (1, ("land", "BYTES", ["PT", "XX"])), (2, ("smokes", "INT8", [0, 1])), (2, ("age", "FP64", [1, 2])),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_a_column_is_named(self, table: Any, position: int, tensor: Any) -> None:
+        tensors = list(self.GOOD)
+        tensors[position] = tensor
+        answer = self.ask(table, *tensors)
+        assert answer.status == 400
+        assert repr(tensor[0]) in answer.error
+
+    @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 2), (2, 1, 1), (0,), (-2,), (1, 2)])
+    def test_a_column_has_one_value_per_row(self, table: Any, shape: Sequence[int]) -> None:
+        assert self.ask(table, *self.GOOD, shape=shape).status == 400
+
+    def test_a_missing_column_is_named(self, table: Any) -> None:
+        assert "'land'" in self.ask(table, self.GOOD[0], self.GOOD[2]).error

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import httptools
 import msgspec
 
+from pelton.server.framing import METHODS, SLASH, check_fields, checked_target, head_too_large, without_upgrade
 from pelton.server.heads import Heads
 from pelton.server.limits import Limits
 from pelton.server.status import PHRASES, HttpError, error_body
@@ -39,10 +40,6 @@ SPECIAL: Final = frozenset(
         b"x-api-key",
     )
 )
-# Headers that would make two readers of one request disagree if they stood twice.
-SINGLE: Final = (b"host", b"inference-header-content-length", b"content-encoding", b"expect")
-METHODS: Final = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"))
-SLASH: Final = 0x2F
 JSON_TYPE: Final = b"application/json"
 
 
@@ -80,11 +77,10 @@ class Connection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_drained", "_expects", "_failure",
-        "_fields", "_head_size", "_headers", "_heads", "_limits", "_message_since", "_parser", "_paused", "_pending", "_plain_head", "_raw",
-        "_raw_head",
-        "_registry", "_request", "_special", "_starting", "_target", "_transport", "_write_blocked_since", "exchange",
-        "last_reply", "received",
+        "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_drained", "_expects",
+        "_failure", "_fields", "_head_size", "_headers", "_heads", "_limits", "_maybe_old", "_message_since",
+        "_parser", "_paused", "_pending", "_plain_head", "_raw", "_raw_head", "_registry", "_request", "_special",
+        "_starting", "_target", "_transport", "_write_blocked_since", "exchange", "last_reply", "received",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +100,7 @@ class Connection(asyncio.Protocol):
         self._transport: Any = None
         # None: nothing more is taken from this connection; what arrives is thrown away
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._plain_head = b""  # of a request that asked for an upgrade, without that
         self._pending: deque[Request] = deque()
         self._request: Request | None = None  # in progress
         self._starting = False
@@ -124,7 +121,6 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._fields: list[tuple[bytes, bytes]] | None = None  # the headers, once they are complete
-        self._plain_head = b""  # of a request that asked for an upgrade, without that
         self._special = False
         self._expects = False
         self._head_size = 0
@@ -223,12 +219,13 @@ class Connection(asyncio.Protocol):
             self._special = True
         self._head_size += len(name) + len(value)
         if self._head_size > self._limits.head or len(headers) > self._limits.headers:
-            raise self._head_too_large()
+            raise head_too_large(self._limits)
 
     def on_headers_complete(self) -> None:
         headers = self._headers
         self._fields, self._headers = headers, []  # what still comes are trailers: counted, then dropped
         names = dict(headers)
+        self._maybe_old = b"connection" in names
         length = names.get(b"content-length")
         if length is not None and int(length) > self._limits.body:
             raise HttpError(413, f"the body has {int(length)} bytes; this server takes {self._limits.body}")
@@ -250,24 +247,18 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         parser, body, fields = self._parser, self._body, self._fields
         assert parser is not None
-        method, target, version = parser.get_method(), self._target, parser.get_http_version()
+        method, target, version, keep_alive = parser.get_method(), self._target, "1.1", parser.should_keep_alive()
+        if self._maybe_old or not keep_alive:  # only HTTP/1.1 stays without saying so
+            version = parser.get_http_version()
+            keep_alive = keep_alive and version == "1.1"
         if version != "1.1" or method not in METHODS or target[0] != SLASH:
             target = checked_target(method, target, version)
         if fields is None:  # an upgrade: comes again
             return
-        keep_alive = version == "1.1" and parser.should_keep_alive()
-        request = Request(
-            method,
-            target,
-            fields,
-            self._special,
-            body[0] if len(body) == 1 else b"".join(body),
-            self.received,
-            keep_alive,
-            version,
-        )
+        whole = body[0] if len(body) == 1 else b"".join(body)
+        request = Request(method, target, fields, self._special, whole, self.received, keep_alive, version)
         self._message_since = 0.0
-        if self._raw_head and keep_alive and not request.special:
+        if self._raw_head and not self._maybe_old and keep_alive and not request.special:
             self._heads.learn(self._raw_head, target, request.headers, len(request.body))
         self._raw_head = b""
         self._reset()
@@ -287,32 +278,14 @@ class Connection(asyncio.Protocol):
         assert parser is not None
         assert fields is not None
         version = parser.get_http_version()
-        if b"host" not in names and version == "1.1":
-            raise HttpError(400, "HTTP/1.1 needs a Host header")
-        if len(names) != len(fields):
-            for single in SINGLE:
-                if sum(name == single for name, _ in fields) > 1:
-                    raise HttpError(400, f"the header {single.decode()} may stand once only")
-        encoding = names.get(b"transfer-encoding")
-        if encoding is not None:
-            if version != "1.1":  # where the body ends would be a matter of opinion
-                raise HttpError(400, "transfer-encoding needs HTTP/1.1")
-            if encoding.strip().lower() != b"chunked":
-                raise HttpError(501, "the only transfer-encoding that is read here is chunked")
+        check_fields(names, fields, version)
         if parser.should_upgrade():
-            self._plain_head = b"%b %b HTTP/%b\r\n%b\r\n" % (
-                parser.get_method(),
-                self._target,
-                version.encode(),
-                b"".join(b"%b: %b\r\n" % field for field in fields if field[0] != b"upgrade"),
-            )
+            self._plain_head = without_upgrade(parser.get_method(), self._target, version, fields)
             self._fields = None
             return
-        expect = names.get(b"expect")
-        if expect is not None and version == "1.1":
-            if expect.strip().lower() != b"100-continue":
-                raise HttpError(417, "the only expectation that is met here is 100-continue")
-            self._expects = encoding is not None or names.get(b"content-length", b"0").strip(b"0 \t") != b""
+        if b"expect" in names and version == "1.1":
+            length = names.get(b"content-length", b"0")
+            self._expects = b"transfer-encoding" in names or length.strip(b"0 \t") != b""
             if self._request is None and not self._pending:
                 self._continue()
 
@@ -331,13 +304,9 @@ class Connection(asyncio.Protocol):
         limits = self._limits
         if self._fields is None:
             if self._raw > limits.head + limits.path:
-                self.fail(self._head_too_large())
+                self.fail(head_too_large(self._limits))
         elif self._raw > limits.head + limits.path + 17 * self._body_size:
             self.fail(HttpError(400, "the body comes in too small chunks, or with too large chunk extensions"))
-
-    def _head_too_large(self) -> HttpError:
-        limits = self._limits
-        return HttpError(431, f"more than {limits.headers} header fields or {limits.head} bytes of them")
 
     def _unparsable(self, error: httptools.HttpParserError) -> None:
         if self._parser is None:  # the bytes are behind the last request
@@ -494,22 +463,6 @@ class Connection(asyncio.Protocol):
             self.fail(HttpError(503, "this server is stopping; ask another one"))
         elif not self._transport.is_closing():
             self._close()
-
-
-def checked_target(method: bytes, target: bytes, version: str) -> bytes:
-    """The path of an unusual request. Raises HttpError for versions, methods and targets that have no answer here."""
-    if version not in ("1.1", "1.0"):
-        raise HttpError(505, f"HTTP/{version} is not spoken here: send HTTP/1.1")
-    if method not in METHODS:
-        raise HttpError(501, f"the method {method.decode('latin-1')} is not served here")
-    if target[0] == SLASH or (target == b"*" and method == b"OPTIONS"):
-        return target
-    scheme, mark, rest = target.partition(b"://")
-    if not mark or scheme.lower() not in (b"http", b"https"):
-        raise HttpError(400, "the request target must be a path or an http URL")
-    authority = min((i for i in map(rest.find, (b"/", b"?")) if i >= 0), default=len(rest))
-    path = rest[authority:]
-    return path if path.startswith(b"/") else b"/" + path
 
 
 _date: tuple[int, bytes] = (0, b"")

@@ -31,8 +31,9 @@ from pelton.types import Array, Call, TensorSpec
 LENGTH_HEADER: Final = b"inference-header-content-length"
 BINARY_TYPE: Final = b"application/octet-stream"
 MAX_TENSORS: Final = 1024
+FILES: Final = ("image", "audio")  # kinds of fields
 
-Parameters = dict[str, Any]
+Parameters = dict[str, str | int | float | bool]
 
 
 class JsonInput(msgspec.Struct):
@@ -56,7 +57,7 @@ class JsonRequest(msgspec.Struct):
     """The JSON of a request."""
 
     inputs: list[JsonInput]
-    id: str = ""
+    id: str | None = None  # clients made with pydantic send null for what is not there
     outputs: list[JsonOutput] | None = None
     parameters: Parameters | None = None
 
@@ -230,22 +231,22 @@ class OipCodec:
         return self._with_parameters(Asked(inputs, rows), decoded)
 
     def _asked_fields(self, given: dict[str, Array], rows: int, decoded: JsonRequest) -> Asked:
-        fields = {
-            name: list(
-                array.reshape(rows, *array.shape[2:])
-                if array.ndim == 2 and array.shape[1] == 1 and self._fields[name].kind != "tensor"
-                else array
-            )
-            for name, array in given.items()
-        }
-        plain = {
-            name: [
-                v.item() if self._fields[name].kind != "tensor" and not isinstance(v, bytes | str) else v
-                for v in values
-            ]
-            for name, values in fields.items()
-        }
-        return self._with_parameters(Asked([], rows, plain), decoded)
+        in_json = {tensor.name for tensor in decoded.inputs if len(tensor.data)}
+        fields = {name: self._values(name, array, rows, name in in_json) for name, array in given.items()}
+        return self._with_parameters(Asked([], rows, fields), decoded)
+
+    def _values(self, name: str, array: Array, rows: int, in_json: bool) -> list[Any]:
+        """One value per row, as the other protocols give it: text is `str`, a file is base64 `str` or its `bytes`."""
+        kind = self._fields[name].kind
+        if kind == "tensor":
+            return list(array)
+        values: list[Any] = array.reshape(rows).tolist()
+        if array.dtype != object or (kind in FILES and not in_json):
+            return values
+        try:
+            return [value.decode() for value in values]
+        except UnicodeDecodeError:
+            raise InvalidInput(f"input {name!r}: it takes text, and this is not UTF-8") from None
 
     def _with_parameters(self, asked: Asked, decoded: Any) -> Asked:
         parameters = decoded.parameters or {}
@@ -256,7 +257,7 @@ class OipCodec:
             if parameters.get(name):
                 raise Unsupported(f"parameter {name!r}: models that keep state between calls are not served here")
         binary = _flag(parameters, "binary_data_output", False)
-        asked.context = Wanted(decoded.id, self._wanted(decoded.outputs, binary))
+        asked.context = Wanted(decoded.id or "", self._wanted(decoded.outputs, binary))
         return asked
 
     def _wanted(self, outputs: list[JsonOutput] | None, binary: bool) -> tuple[tuple[int, bool], ...]:
@@ -304,7 +305,7 @@ class OipCodec:
 class _Rest(msgspec.Struct, kw_only=True):
     """What a request has beside its inputs."""
 
-    id: str = ""
+    id: str | None = None  # clients made with pydantic send null for what is not there
     outputs: list[JsonOutput] | None = None
     parameters: Parameters | None = None
 
@@ -342,7 +343,7 @@ def _cut(tensor: JsonInput, binary: memoryview) -> tuple[memoryview | None, memo
 
 def _number(parameters: Parameters, name: str) -> float:
     value = parameters.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
+    if isinstance(value, bool | str) or not 0 <= value < 2**53:
         raise InvalidInput(f"parameter {name!r} must be a number from 0 up")
     return value
 
