@@ -123,8 +123,7 @@ class Supervisor:
         self._models: dict[str, Placed] = {}
         places = self._place()
         self._models = {package.name: Placed(package.version, places[package.name]) for package in packages}
-        self._folder = private_folder()
-        self._board = Board(self._folder, settings.workers)
+        self._folder = ""
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
         self._restarts = [Restarts() for _ in range(settings.workers)]
@@ -137,7 +136,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serves until a signal; returns the exit code: the worst of the workers'."""
-        with self._signals() as wakeup:
+        with private_folder() as self._folder, self._signals() as wakeup:
+            self._board = Board(self._folder, self._settings.workers)
             self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._on_signals(wakeup))
             try:
                 for index in range(self._settings.workers):
@@ -150,7 +150,6 @@ class Supervisor:
                 self._kill()
                 self._selector.close()
                 self._board.close()
-                shutil.rmtree(self._folder, ignore_errors=True)
         return self._code
 
     # ---- signals and time
@@ -367,10 +366,14 @@ class Supervisor:
             order.asker.send(Done(order.number, error.kind, error.message))
 
 
-def private_folder() -> str:
-    """A new folder that only this user may enter, with a path short enough for Unix sockets."""
+@contextlib.contextmanager
+def private_folder() -> Iterator[str]:
+    """A new folder that only this user may enter, with a path short enough for Unix sockets; removed at the end."""
     folder = tempfile.mkdtemp(prefix="pelton-")
     if len(os.fsencode(folder)) > PATH_LIMIT:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="pelton-", dir="/tmp")
-    return folder
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
