@@ -54,7 +54,7 @@ class Window:
         if not good:
             return
         self.answered += len(good)
-        self.last_answer = max(self.last_answer, max([record.at for record in good]))
+        self.last_answer = max([self.last_answer, *[record.at for record in good]])
         for record in good:
             rows = record.rows
             share = rows / record.batch_rows
