@@ -10,7 +10,7 @@ import msgspec
 from pelton.records import Window
 from pelton.records.snapshot import Lane, Snapshot, by_version, merged
 from pelton.server import cards
-from pelton.server.health import UNLOADED
+from pelton.server.fleet import UNLOADED
 
 Key = tuple[str, str]
 
