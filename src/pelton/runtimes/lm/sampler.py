@@ -119,21 +119,21 @@ class Sampler:
 
     def _choose(self, x: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         tokens = x.argmax(-1)
-        random = [i for i, row in enumerate(rows) if not row.sampling.greedy]
-        if not random:
-            return tokens
-        at = torch.tensor(random, device=self._device)
-        tokens[at] = self._invert(x[at], [rows[i] for i in random])
+        for ranked in (False, True):  # apart, so that a row's order of tokens does not depend on the others
+            chosen = [i for i, row in enumerate(rows) if not row.sampling.greedy and _ranked(row.sampling) == ranked]
+            if chosen:
+                at = torch.tensor(chosen, device=self._device)
+                tokens[at] = self._invert(x[at], [rows[i] for i in chosen], ranked)
         return tokens
 
-    def _invert(self, x: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    def _invert(self, x: torch.Tensor, rows: list[Row], ranked: bool) -> torch.Tensor:
         def column(values: Sequence[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
 
         probs = torch.softmax(x / column([row.sampling.temperature for row in rows]), -1)
         min_p = column([row.sampling.min_p for row in rows])
         draw = column([uniform(row.sampling.seed, row.position) for row in rows])
-        if all(row.sampling.top_k == 0 and row.sampling.top_p == 1.0 for row in rows):
+        if not ranked:
             probs = torch.where(probs >= min_p * probs.amax(-1, keepdim=True), probs, 0.0)
             return _pick(probs, draw)
         probs, ids = torch.sort(probs, stable=True, dim=-1, descending=True)
@@ -158,6 +158,11 @@ class Sampler:
         most = max(rows[i].sampling.logprobs or 0 for i in asked)
         values, ids = logs.topk(most, -1)
         return asked, chosen, values, ids
+
+
+def _ranked(sampling: Sampling) -> bool:
+    """Whether tokens must be sorted: top-k and top-p speak of ranks."""
+    return sampling.top_k > 0 or sampling.top_p < 1.0
 
 
 def _pick(probs: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:

@@ -160,6 +160,8 @@ class Scheduler:
 
     def _plan_decode(self, plan: Plan, sequence: Sequence, spare: int) -> int:
         """One position, or one and some guessed ones. Returns how many positions were ordered."""
+        if sequence.computed != sequence.length - 1:
+            return 0  # guesses are in flight: how many hold is not known yet
         if sequence.pending and self._needs_values(sequence):
             return 0
         guesses = self._guess(sequence, spare)
@@ -373,5 +375,6 @@ class Scheduler:
             if s.blocks or s.slot != -1 or s.computed:
                 raise AssertionError(f"{s.request.id!r} waits and holds memory")
         for s in self.running:
-            if not s.computed <= s.length <= s.limit + 1 or len(s.blocks) < self.pool.blocks_for(s.computed):
+            ordered = s.computed <= s.length + self.limits.guesses and s.length <= s.limit
+            if not ordered or len(s.blocks) < self.pool.blocks_for(s.computed):
                 raise AssertionError(f"{s.request.id!r} has KV that no block holds")

@@ -18,20 +18,6 @@ from pelton.runtimes.lm.kernels.launch import chained
 
 
 @triton.jit
-def _absorb(q, k, v, best, total, acc, factor, seen, MASK: tl.constexpr):
-    """One tile of keys and values into the running softmax; `factor` scales scores to powers of two."""
-    scores = tl.dot(q, k.to(q.dtype))
-    if MASK:
-        scores = tl.where(seen[None, :], scores, -1.0e30)
-    peak = tl.maximum(best, tl.max(scores, 1))
-    fade = tl.exp2((best - peak) * factor)
-    weights = tl.exp2(scores * factor - (peak * factor)[:, None])
-    total = total * fade + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * fade[:, None])
-    return peak, total, acc
-
-
-@triton.jit
 def _decode_part(
     q_ptr, cache_ptr, table_ptr, slot_ptr, position_ptr, out_ptr, part_ptr, lse_ptr,
     scale, v_offset, q_stride, table_stride,
@@ -68,28 +54,21 @@ def _decode_part(
     k_at = lanes[None, :] * DIM + dims[:, None]
     v_at = lanes[:, None] * DIM + dims[None, :]
     blocks = table_ptr + slot * table_stride
-    whole = low
-    # A tile's block is looked up one tile ahead: its address must be known when its loads are ordered.
-    block = tl.load(blocks + tl.minimum(low, tl.maximum(keys - 1, 0)) // BLOCK).to(tl.int64)
-    if WINDOW == 0:
-        whole = low + (tl.maximum(high - low, 0) // TILE) * TILE  # these tiles need no mask
-        for at in range(low, whole, TILE):
-            line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
-            block = tl.load(blocks + tl.minimum(at + TILE, keys - 1) // BLOCK).to(tl.int64)
-            tile = cache_ptr + line * DIM
-            k = tl.load(tile + k_at)
-            v = tl.load(tile + v_offset + v_at)
-            best, total, acc = _absorb(q, k, v, best, total, acc, factor, lanes < TILE, False)
-    for at in range(whole, high, TILE):
-        line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
-        block = tl.load(blocks + tl.minimum(at + TILE, keys - 1) // BLOCK).to(tl.int64)
-        tile = cache_ptr + line * DIM
+    for at in range(low, high, TILE):
+        block = tl.load(blocks + at // BLOCK).to(tl.int64)
+        tile = cache_ptr + ((block * KV_HEADS + kv_head) * BLOCK + at % BLOCK) * DIM
         k = tl.load(tile + k_at)
         v = tl.load(tile + v_offset + v_at)
         seen = at + lanes < high
         if WINDOW > 0:
             seen = seen & (at + lanes >= keys - WINDOW)
-        best, total, acc = _absorb(q, k, v, best, total, acc, factor, seen, True)
+        scores = tl.where(seen[None, :], tl.dot(q, k.to(q.dtype)), -1.0e30)
+        peak = tl.maximum(best, tl.max(scores, 1))
+        fade = tl.exp2((best - peak) * factor)
+        weights = tl.exp2(scores * factor - (peak * factor)[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * fade[:, None])
+        best = peak
 
     live = heads < GROUP
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
