@@ -56,7 +56,9 @@ class Engine:
     def serve(self, replica: Replica, latency: LatencyModel) -> Served:
         """From now on `replica` answers for its name; `latency` is its S(b) as measured while loading."""
         target = target_seconds(replica.package, latency)
-        batcher = Batcher(BatchPolicy(target, replica.max_rows, replica.package.manifest.batching.objective), latency)
+        manifest = replica.package.manifest
+        policy = BatchPolicy(target, replica.max_rows, manifest.batching.objective, manifest.runtime != "python")
+        batcher = Batcher(policy, latency)
         scheduler = Scheduler(
             batcher, self._executor, replica.run, partial(self._settle_batch, replica), partial(self._settle, replica)
         )
@@ -205,6 +207,8 @@ class Engine:
         for call, outcome in zip(calls, outcomes, strict=True):
             call.batch = batch
             self._settle(replica, call, outcome)
+        if self.ledger.full():
+            self._loop.call_soon(self.ledger.fold)
 
     def _settle(self, replica: Replica, call: Call, outcome: Outcome) -> None:
         """The only place where a call ends: once, with one record."""
@@ -225,10 +229,7 @@ class Engine:
         self.in_flight -= 1
         batch = call.batch
         now = batch.finished if batch is not None and batch.finished else self.clock()
-        ledger = self.ledger
-        ledger.append(record_of(replica.name, replica.version, call, outcome, now))
-        if ledger.full():
-            self._loop.call_soon(ledger.fold)
+        self.ledger.append(record_of(replica.name, replica.version, call, outcome, now))
         if self._pieces:
             pieces = self._pieces.pop(id(call), None)
             if pieces is not None:

@@ -17,6 +17,7 @@ class Served:
         self.name = replica.name
         self.version = replica.version
         self.short_version = replica.version[:12]  # as people and headers name it
+        self.wire_version = self.short_version.encode()
 
 
 class Directory:

@@ -32,11 +32,15 @@ SLACK_SHARE: Final = {"latency": 0.0, "balanced": 0.5, "cost": 0.9}
 
 
 class BatchPolicy(msgspec.Struct, frozen=True):
-    """`target`: the latency target in seconds; `max_rows`: the hard bound of a batch; `objective`: see packages."""
+    """`target`: the latency target in seconds; `max_rows`: the hard bound of a batch; `objective`: see packages.
+
+    `may_run_inline`: short batches may run on the event loop. Not for code of users: what was short when it was
+    measured may block for seconds, and then nothing else would go on."""
 
     target: float = 0.2
     max_rows: int = 128
     objective: str = "latency"
+    may_run_inline: bool = True
 
 
 class Take(msgspec.Struct):
@@ -63,7 +67,7 @@ class Batcher:
     def __init__(self, policy: BatchPolicy, latency: LatencyModel) -> None:
         self.policy = policy
         self.latency = latency
-        self.inline = InlineGate(latency.points())
+        self.inline = InlineGate(latency.points() if policy.may_run_inline else [])
         self.rows = 0  # of live calls in the queue
         self._levels: dict[int, Level] = {0: Level()}
         self._order = [0]

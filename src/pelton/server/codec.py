@@ -110,9 +110,13 @@ class RowEncoder:
         manifest = served.replica.package.manifest
         self.plain = not manifest.postprocess and all(spec.type.code for spec in specs)  # no BYTES, no BF16
         self.single = self.plain and len(specs) == 1
+        self._single_row = self.single and self.batched
+        self._open = b"{" + self._keys[0]
 
     def one(self, outputs: list[Array], counts: tuple[int, ...] | None) -> bytes:
         """One JSON object: output or field name -> value of the row."""
+        if self._single_row and counts is None:
+            return self._open + encode(outputs[0][0].tolist()) + b"}"
         if self.plain and counts is None and self.batched:
             parts = [key + encode(output[0].tolist()) for key, output in zip(self._keys, outputs, strict=True)]
             return b"{" + b",".join(parts) + b"}"

@@ -55,9 +55,11 @@ class Inference:
                 body = decompress(body, encoding, limits.body)
         asked = self._codec.decode(request, body)
         self._context = asked.context
-        timeout = _timeout(request) if special else 0.0
-        timeout = timeout or asked.timeout
-        priority = (_priority(request) if special else 0) or asked.priority
+        timeout, priority, trace = asked.timeout, asked.priority, ""
+        if special:
+            timeout = _timeout(request) or timeout
+            priority = _priority(request) or priority
+            trace = _trace(request)
         call = self.call = Call(
             inputs=asked.inputs,
             rows=asked.rows,
@@ -69,7 +71,7 @@ class Inference:
             priority=priority,
             protocol=self._codec.protocol,
             request_id=request_id(request),
-            trace=_trace(request) if special else "",
+            trace=trace,
         )
         connection = self._connection
         connection.exchange = self
@@ -110,7 +112,7 @@ class Inference:
                 answer.content_type,
                 len(body),
                 headers,
-                self._served.short_version.encode(),
+                self._served.wire_version,
                 batch.rows,
                 (batch.started - call.queued) * 1e3,
                 batch.run_seconds * 1e3,
