@@ -60,6 +60,12 @@ def read(paths):
     return {key: [s for s in group if s["other"] < DISTURBED] or group for key, group in samples.items()}
 
 
+def read_raw():
+    """Rows/s by model and batch size of raw.py on this machine; nothing where it did not run."""
+    path = HOME / "results" / "raw.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def median(samples, key):
     return statistics.median(s[key] for s in samples)
 
@@ -113,8 +119,7 @@ def table(samples, cores, model, wanted, raw):
 
 if __name__ == "__main__":
     samples = read(sys.argv[1:] or [HOME / "results" / "main.jsonl"])
-    raw_file = HOME / "results" / "raw.json"
-    raw = json.loads(raw_file.read_text()) if raw_file.exists() else {}
+    raw = read_raw()
     for title, cores, model, wanted in TABLES:
         text = table(samples, cores, model, wanted, raw)
         if text:
