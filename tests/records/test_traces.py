@@ -19,7 +19,7 @@ from pelton.errors import ExtraMissing, SettingInvalid
 from pelton.records import Record
 from pelton.records.call_log import CallLog
 from pelton.records.traces import NAMES, Traces
-from pelton.server.sinks import sinks_of
+from pelton.server.sinks import check, sinks_of
 from pelton.settings import Settings
 from pelton.testing import ManualClock
 
@@ -298,7 +298,7 @@ def test_an_address_with_a_path_is_used_as_it_is(receiver):
 
 
 def test_without_the_extra_its_name_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
     with pytest.raises(ExtraMissing, match=r"pelton\[otel\]"):
         Traces("http://127.0.0.1:1", ManualClock())
 
@@ -327,6 +327,23 @@ def test_a_ratio_beyond_its_range_is_refused(text):
             lambda seconds, what: None,
             {"OTEL_TRACES_SAMPLER_ARG": text},
         )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ratio", "word"),
+    [("localhost:4318", "", "http://HOST:4318"), ("http://127.0.0.1:1", "2", "OTEL_TRACES_SAMPLER_ARG")],
+)
+def test_wrong_settings_are_found_before_any_worker_starts(endpoint, ratio, word):
+    with pytest.raises(SettingInvalid, match=word):
+        check(Settings(otel_endpoint=endpoint), {"OTEL_TRACES_SAMPLER_ARG": ratio})
+
+
+def test_checking_settings_loads_no_library():
+    code = (
+        "import sys; from pelton.server.sinks import check; from pelton.settings import Settings;"
+        "check(Settings(otel_endpoint='http://127.0.0.1:1')); sys.exit('opentelemetry.sdk.trace' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_an_address_the_library_is_not_imported():

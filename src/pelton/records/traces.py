@@ -6,6 +6,7 @@ follow OpenTelemetry's semantic conventions for HTTP servers (1.40): they stand 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import random
 import threading
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pelton import __version__
 from pelton.errors import ExtraMissing, SettingInvalid
@@ -68,9 +70,9 @@ class Traces:
         wall: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        self._endpoint = checked(endpoint)
         self._spans = _Spans(wall() - clock())
-        self._exporter = _exporter(endpoint)
-        self._endpoint = endpoint
+        self._exporter = _exporter(self._endpoint)
         self._ratio = ratio
         self._draw = draw
         self._queue: deque[Record] = deque()
@@ -152,12 +154,10 @@ class _Spans:
     """Makes spans of records. `offset`: seconds since 1970 at zero of the records' clock."""
 
     def __init__(self, offset: float) -> None:
-        try:
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-            from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-        except ImportError:
-            raise ExtraMissing("sending traces (setting otel_endpoint)", "otel") from None
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
         done: list[Any] = []
 
         class Collect(SpanProcessor):
@@ -242,19 +242,27 @@ def _context(trace: str) -> Any:
     return set_span_in_context(NonRecordingSpan(remote), Context())
 
 
-def _exporter(endpoint: str) -> Any:
-    """The OTLP/HTTP sender. An address without a path gets the one that the protocol prescribes."""
-    from urllib.parse import urlsplit
+def checked(endpoint: str) -> str:
+    """The whole address of a receiver; one without a path gets the path that the protocol prescribes.
 
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        raise ExtraMissing("sending traces (setting otel_endpoint)", "otel") from None
+    Raises SettingInvalid for what is no address, ExtraMissing where the libraries are missing. Loads none of them."""
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingInvalid(f"otel_endpoint {endpoint!r} is no address: write http://HOST:4318")
-    if parts.path in ("", "/"):
-        endpoint = f"{parts.scheme}://{parts.netloc}{PATH}"
+    for library in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        try:
+            found = importlib.util.find_spec(library)
+        except (ModuleNotFoundError, ValueError):
+            found = None
+        if found is None:
+            raise ExtraMissing("sending traces (setting otel_endpoint)", "otel")
+    return endpoint if parts.path not in ("", "/") else f"{parts.scheme}://{parts.netloc}{PATH}"
+
+
+def _exporter(endpoint: str) -> Any:
+    """The OTLP/HTTP sender."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
     # its own line per failed batch says no more than ours
     logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
     return OTLPSpanExporter(endpoint, timeout=TIMEOUT)

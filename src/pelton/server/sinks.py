@@ -39,6 +39,15 @@ def sinks_of(
     return sinks
 
 
+def check(settings: Settings, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises what `sinks_of` would, at once and cheaply: in the process that starts workers."""
+    if settings.otel_endpoint:
+        from pelton.records.traces import checked
+
+        checked(settings.otel_endpoint)
+        _ratio(environment)
+
+
 def _ratio(environment: Mapping[str, str]) -> float:
     """The share of calls without a traceparent that is traced."""
     text = environment.get(RATIO_VARIABLE, "") or str(RATIO)
