@@ -1,3 +1,4 @@
+# ruff: noqa: B023 - each closure is timed before the loop goes on
 """Times each kernel in several shapes, against libraries and the memory's speed. Part of run.py."""
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class Case:
         return next(self._turn)
 
 
-def decode_variants(rows: int, heads: int, block: int, dtype: torch.dtype, shapes: list[Any], flash: bool, in_order: bool = False) -> None:
+def decode_variants(
+    rows: int, heads: int, block: int, dtype: torch.dtype, shapes: list[Any], flash: bool, in_order: bool = False
+) -> None:
     torch.manual_seed(1)
     lengths = torch.randint(200, 2000, (rows,)).tolist() if rows > 1 else [4096]
     if in_order:
@@ -104,7 +107,12 @@ def decode_variants(rows: int, heads: int, block: int, dtype: torch.dtype, shape
         batch = Batch(case.slots, case.positions, case.slots, case.slots, rows)
         attention.prepare(batch, case.table)
         results.append(
-            guarded("FlashAttention 3", lambda: attention(case.q, case.cache(), batch, case.table, 0.088, 0), case.bytes, "B")
+            guarded(
+                "FlashAttention 3",
+                lambda: attention(case.q, case.cache(), batch, case.table, 0.088, 0),
+                case.bytes,
+                "B",
+            )
         )
     show(f"decode attention: rows {rows}, heads {heads}, block {block}, {dtype}, longest first {in_order}", results)
 
@@ -154,7 +162,9 @@ def linear_section() -> None:
             for s in shapes if rows == 1 else shapes[:2]:
                 label = f"rows {rows} thin outs {s.outs} depth {s.depth} warps {s.warps} stages {s.stages}"
                 results.append(
-                    guarded(label, lambda x=x, s=s: thin_linear.thin_linear(x, next(turn), None, s), outs * size * 2, "B")
+                    guarded(
+                        label, lambda x=x, s=s: thin_linear.thin_linear(x, next(turn), None, s), outs * size * 2, "B"
+                    )
                 )
         show(f"thin linear {outs} x {size}", results, 7)
         w8 = [reference.quantize_rows(w) for w in weights[:4]]
@@ -179,7 +189,6 @@ def linear_section() -> None:
             if rows <= 16:
                 results.append(guarded(f"rows {rows} fp8 thin", thin8, flops, "F"))
         show(f"fp8 linear {outs} x {size}", results, 16)
-        del weights, w8, turn, turn8
 
 
 def small_section() -> None:
@@ -207,7 +216,12 @@ def small_section() -> None:
         last, slots = torch.zeros(300, dtype=torch.int32, device="cuda"), torch.arange(rows, device="cuda").int()
         results.append(guarded(f"rows {rows} argmax torch", lambda: logits.argmax(-1), logits.nbytes, "B"))
         results.append(
-            guarded(f"rows {rows} argmax ours", lambda: elementwise.greedy_and_remember(logits, last, slots), logits.nbytes, "B")
+            guarded(
+                f"rows {rows} argmax ours",
+                lambda: elementwise.greedy_and_remember(logits, last, slots),
+                logits.nbytes,
+                "B",
+            )
         )
     print("-- small kernels")
     for _, line in results:
@@ -223,7 +237,13 @@ def prefill_section(flash: bool) -> None:
     packed = torch.tensor(columns, dtype=torch.int32, device="cuda")
     flops = count * heads * 4.0 * 128 * n * n / 2
     results = []
-    for rows, tile, warps, stages in ((128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (128, 32, 8, 4)):
+    for rows, tile, warps, stages in (
+        (128, 64, 8, 3),
+        (128, 64, 8, 2),
+        (128, 64, 4, 3),
+        (64, 64, 4, 3),
+        (128, 32, 8, 4),
+    ):
         shape = prefill_attention.PrefillShape(rows, tile, warps, stages)
         tiles = torch.tensor([(i, at) for i in range(count) for at in range(0, n, rows)], dtype=torch.int32).cuda()
 

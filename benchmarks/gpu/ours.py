@@ -68,7 +68,9 @@ def offline(engine: LmEngine, name: str, work: list[tuple[list[int], int]] | Non
     for kind, pairs in walls.items():
         count = max(1, len(pairs) // 2)
         wall, device = sum(pairs[::2]), sum(pairs[1::2])
-        print(f"      {kind:8s} {count:5d} steps, wall {wall:.3f} s, device {device:.3f} s, {device / count * 1e3:.3f} ms each")
+        print(
+            f"      {kind:8s} {count:5d} steps, wall {wall:.3f} s, device {device:.3f} s, {device / count * 1e3:.3f} ms each"
+        )
     print("      longest gaps (s, step):", [(round(gap, 4), step, kind) for gap, step, kind in sorted(gaps)[-6:]])
     return Outcome(name, sum(got.values()), seconds, detail)
 

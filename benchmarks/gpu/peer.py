@@ -101,5 +101,8 @@ def run(model: Any, name: str, arrivals: list[float] | None, batch_tokens: int =
         seconds = time.perf_counter() - begun
     tokens = sum(len(r.generated_tokens) for r in done.values())
     assert all(len(done[str(i)].generated_tokens) == work[i % len(work)][1] for i in range(count))
-    times = [(due[i], done[str(i)].timestamps[0], done[str(i)].timestamps[-1], len(done[str(i)].timestamps)) for i in range(count)]
+    times = [
+        (due[i], done[str(i)].timestamps[0], done[str(i)].timestamps[-1], len(done[str(i)].timestamps))
+        for i in range(count)
+    ]
     return Outcome(name, tokens, seconds), times

@@ -47,18 +47,14 @@ def ints(values: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize("programs", [1, 40])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 32), (3, 1, 64)])
-def test_decode_attention_equals_the_reference(
-    heads: int, kv_heads: int, dim: int, programs: int, window: int
-) -> None:
+def test_decode_attention_equals_the_reference(heads: int, kv_heads: int, dim: int, programs: int, window: int) -> None:
     paged = Paged([1, 16, 45, 70], kv_heads, dim, block=16)
     slots, positions = ints([2, 0, 1, 3, 3]), ints([44, 0, 15, 69, -1])
     q = random(5, heads, dim)
     out = torch.full_like(q, float("nan"))
     shape = decode_attention.DecodeShape(tile=16, programs=programs, max_splits=8)
     decode_attention.decode_attention(q, out, paged.cache, paged.table, slots, positions, 0.2, window, shape)
-    expected = reference.decode_attention(
-        q.double(), paged.cache.double(), paged.table, slots, positions, 0.2, window
-    )
+    expected = reference.decode_attention(q.double(), paged.cache.double(), paged.table, slots, positions, 0.2, window)
     assert error(out, expected) < TOLERANCE
     assert not out[4].any()
 

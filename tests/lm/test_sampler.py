@@ -71,7 +71,7 @@ def test_random_numbers_are_fixed_for_all_time() -> None:
         0.924095,
     ]
     values = [uniform(3, p) for p in range(4000)]
-    assert 0.0 < min(values)
+    assert min(values) > 0.0
     assert max(values) < 1.0
     assert sum(values) / 4000 == pytest.approx(0.5, abs=0.02)
 

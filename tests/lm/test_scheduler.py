@@ -42,8 +42,7 @@ class Simulation:
 
     def history(self, sequence: Sequence) -> list[int]:
         """Known tokens, and those that are still on the device."""
-        known = self.device.setdefault(sequence, list(sequence.request.prompt))
-        return known
+        return self.device.setdefault(sequence, list(sequence.request.prompt))
 
     def execute(self, plan: Plan) -> list[list[int]]:
         for slot, index, block in plan.placed:
@@ -59,7 +58,7 @@ class Simulation:
             for at in range(part.start, part.start + part.count):
                 block = self.tables[sequence.slot][at // self.size]
                 assert block in sequence.blocks
-                self.memory[block, at % self.size] = hash(tuple(fed[: at + 1]) + (sequence.request.salt,))
+                self.memory[block, at % self.size] = hash((*fed[: at + 1], sequence.request.salt))
         assert budget <= self.scheduler.limits.token_budget
         for part in plan.parts:
             sequence = part.sequence
@@ -67,7 +66,7 @@ class Simulation:
             fed = [*tokens[: part.start + part.count - len(part.guesses)], *part.guesses]
             for at in range(part.start + part.count):
                 line = self.memory[self.tables[sequence.slot][at // self.size], at % self.size]
-                assert line == hash(tuple(fed[: at + 1]) + (sequence.request.salt,)), "read another's KV"
+                assert line == hash((*fed[: at + 1], sequence.request.salt)), "read another's KV"
             values: list[int] = []
             if part.samples:
                 first = part.start + part.count - len(part.guesses)

@@ -163,7 +163,7 @@ class FlashAttention:
             out = torch.empty_like(q)
             self.own.decode(q, out, cache, batch, table, scale, window)
             return out
-        new = self._flash.flash_attn_with_kvcache(
+        new: torch.Tensor = self._flash.flash_attn_with_kvcache(
             q[d:],
             keys,
             values,
@@ -176,7 +176,7 @@ class FlashAttention:
             window_size=sides,
         )
         if not d:
-            return new  # type: ignore[no-any-return]
+            return new
         out = torch.empty_like(q)
         out[d:] = new
         if self._flash_decode:
@@ -188,7 +188,7 @@ class FlashAttention:
     def _decode(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, sides: tuple[int, int]
     ) -> torch.Tensor:
-        return self._flash.flash_attn_with_kvcache(  # type: ignore[no-any-return]
+        out: torch.Tensor = self._flash.flash_attn_with_kvcache(
             q[:, None],
             keys,
             values,
@@ -197,7 +197,8 @@ class FlashAttention:
             softmax_scale=scale,
             causal=True,
             window_size=sides,
-        )[:, 0]
+        )
+        return out[:, 0]
 
 
 def flash_available() -> bool:

@@ -216,14 +216,16 @@ def _peak_memory(model: Model, options: EngineOptions, max_length: int, size: in
     runner.table[0] = torch.arange(runner.table.shape[1], dtype=torch.int32, device=device)
     positions = torch.arange(budget, dtype=torch.int32, device=device) % length
     rows = torch.arange(min(budget, options.max_seqs), device=device)
-    batch = Batch(ids, positions, ids, rows.int(), 0, packed, torch.tensor(tiles, device=device).int(), rows.int(), length)
+    batch = Batch(
+        ids, positions, ids, rows.int(), 0, packed, torch.tensor(tiles, device=device).int(), rows.int(), length
+    )
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
         logits = model.forward(batch, runner.cache, runner.table, runner.last)
         logits.float().softmax(-1).sort(-1)
-    peak = torch.cuda.max_memory_allocated(device) - before
+    peak = int(torch.cuda.max_memory_allocated(device) - before)
     del runner, batch, logits
     torch.cuda.empty_cache()
     return 2 * peak if options.cuda_graphs else peak  # graphs keep memory of their own for steps of that size

@@ -41,18 +41,20 @@ def _q4_1(b: Bytes) -> Floats:
     return _halfs(b[:, :2]) * values + _halfs(b[:, 2:4])
 
 
-def _fifth_bits(b: Bytes) -> npt.NDArray[np.uint8]:
+def _fifth_bits(b: Bytes) -> npt.NDArray[Any]:
     return np.unpackbits(np.ascontiguousarray(b), axis=1, bitorder="little") << 4
 
 
 def _q5_0(b: Bytes) -> Floats:
     low = np.concatenate((b[:, 6:] & 15, b[:, 6:] >> 4), 1)
-    return _halfs(b[:, :2]) * ((low | _fifth_bits(b[:, 2:6])).astype(np.float32) - 16)
+    values: Floats = (low | _fifth_bits(b[:, 2:6])).astype(np.float32)
+    return _halfs(b[:, :2]) * (values - 16)
 
 
 def _q5_1(b: Bytes) -> Floats:
     low = np.concatenate((b[:, 8:] & 15, b[:, 8:] >> 4), 1)
-    return _halfs(b[:, :2]) * (low | _fifth_bits(b[:, 4:8])).astype(np.float32) + _halfs(b[:, 2:4])
+    values: Floats = (low | _fifth_bits(b[:, 4:8])).astype(np.float32)
+    return _halfs(b[:, :2]) * values + _halfs(b[:, 2:4])
 
 
 def _q8_0(b: Bytes) -> Floats:
@@ -67,7 +69,7 @@ def _k_scales(b: Bytes) -> tuple[Floats, Floats]:
     return scales.astype(np.float32), mins.astype(np.float32)
 
 
-def _k_super(b: Bytes, quants: npt.NDArray[np.uint8]) -> Floats:
+def _k_super(b: Bytes, quants: npt.NDArray[Any]) -> Floats:
     """Q4_K and Q5_K: value = d * scale * q - dmin * min, in 8 runs of 32."""
     scales, mins = _k_scales(b[:, 4:16])
     scale = (_halfs(b[:, 0:2]) * scales)[:, :, None]
@@ -88,10 +90,10 @@ def _q5_k(b: Bytes) -> Floats:
 
 def _q6_k(b: Bytes) -> Floats:
     low = b[:, 0:128].reshape(-1, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
-    low = (low & 15).reshape(-1, 8, 32)
     high = b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    high = (high & 3).reshape(-1, 8, 32)
-    values = (low | (high << 4)).astype(np.float32).reshape(-1, 16, 16) - 32
+    values = ((low & 15).reshape(-1, 8, 32) | ((high & 3).reshape(-1, 8, 32) << 4)).astype(np.float32).reshape(
+        -1, 16, 16
+    ) - 32
     scales = np.ascontiguousarray(b[:, 192:208]).view(np.int8).astype(np.float32)
     return (_halfs(b[:, 208:210])[:, :, None] * scales[:, :, None] * values).reshape(-1, 256)
 
@@ -172,7 +174,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._bytes: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        cursor = _Cursor(memoryview(self._bytes))
+        cursor = _Cursor(self._bytes.data)
         if len(self._bytes) < 24 or bytes(self._bytes[:4]) != b"GGUF":
             raise GgufInvalid(f"{path} is not a GGUF file")
         cursor.at = 4

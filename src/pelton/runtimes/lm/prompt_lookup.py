@@ -13,7 +13,9 @@ _PATIENCE = 4  # steps in a row in which no guess was found or none was accepted
 _PAUSE = 32  # ... and then so many tokens without trying
 
 
-def propose(tokens: Sequence[int], count: int, longest: int = 4, shortest: int = 2, window: int = 4096) -> tuple[int, ...]:
+def propose(
+    tokens: Sequence[int], count: int, longest: int = 4, shortest: int = 2, window: int = 4096
+) -> tuple[int, ...]:
     """Up to `count` tokens that followed the last occurrence of the final n-gram, trying longer n-grams first."""
     end = len(tokens)
     floor = max(0, end - window)

@@ -53,7 +53,7 @@ def rope_and_store(
 ) -> torch.Tensor:
     _, _, kv_heads, block, dim = cache.shape
     values = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).view(qkv.shape[0], heads + 2 * kv_heads, dim)
-    q, k, v = values.split((heads, kv_heads, kv_heads), 1)
+    q, k, v = values[:, :heads], values[:, heads : heads + kv_heads], values[:, heads + kv_heads :]
     if norms is not None:
         q, _ = rms_norm(q, norms[0], eps)
         k, _ = rms_norm(k, norms[1], eps)

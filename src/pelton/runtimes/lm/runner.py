@@ -5,11 +5,13 @@ launches the next step, so the device never waits for the host: the input token 
 device from `last`, where the step before left it.
 """
 
+# mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +21,7 @@ from pelton.runtimes.lm.model import Model
 from pelton.runtimes.lm.sampler import Row, Sampler
 from pelton.runtimes.lm.scheduler import Part, Plan
 from pelton.runtimes.step_engine import TokenLogprobs
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -87,9 +90,12 @@ class Runner:
 
     # ---- a step
 
-    @torch.inference_mode()
     def launch(self, plan: Plan) -> InFlight:
         """Order one step."""
+        with torch.inference_mode():
+            return self._launch(plan)
+
+    def _launch(self, plan: Plan) -> InFlight:
         started = time.perf_counter()
         begun = self._event()
         self._place(plan)
@@ -190,12 +196,15 @@ class Runner:
 
     # ---- CUDA graphs
 
-    @torch.inference_mode()
     def capture(self, frames: Seq[Frame]) -> None:
         """Record steps of these sizes, largest first so that they share memory. Compiles on the way."""
+        with torch.inference_mode():
+            self._capture(frames)
+
+    def _capture(self, frames: Seq[Frame]) -> None:
         largest = max(frame.offsets()[-1] for frame in frames)
         self._static = torch.zeros(largest, dtype=torch.int32, device=self.device)
-        pool: tuple[int, int] | None = None
+        pool: Any = None
         graphs: dict[Frame, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for frame in sorted(frames, key=lambda f: (f.tokens, f.rows), reverse=True):
             nothing = pack(Layout(), frame, self._idle_slot, self.model.attention.tile_rows)

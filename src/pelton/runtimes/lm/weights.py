@@ -251,5 +251,3 @@ def quantize_linear(linear: Linear) -> Linear:
     """float8_e4m3fn weights with one scale per output."""
     weight, scale = reference.quantize_rows(linear.weight)
     return Linear(weight, linear.bias, scale.T.contiguous())
-
-

@@ -19,7 +19,7 @@ class Chaining:
 
 @functools.cache
 def _capable(index: int) -> bool:
-    return torch.cuda.get_device_capability(index)[0] >= 9
+    return bool(torch.cuda.get_device_capability(index)[0] >= 9)
 
 
 def chained(x: torch.Tensor) -> dict[str, bool]:
