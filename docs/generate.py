@@ -87,8 +87,8 @@ def errors_page() -> Iterator[str]:
     yield from table(("error", "status", "word in metrics", "`pelton-reason`", "when"), rows)
     yield from (
         "",
-        "A refusal (503) has `retry-after` in seconds. A refused call was not run: it may be sent again, also to another "
-        "server. `Cancelled` (499) is never read by anyone; it stands in metrics and logs only.",
+        "A refusal (503) has `retry-after` in seconds. A refused call was not run (but for the reason `worker_lost`, "
+        "where it may have begun): it may be sent again, also to another server. `Cancelled` (499) is never read by anyone; it stands in metrics and logs only.",
     )
 
 

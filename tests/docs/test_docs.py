@@ -44,7 +44,6 @@ NOT_RUN = {
     "demo": "tests of the demo run it",
     "needs the demo": "tests of the demo run it",
     "network": "needs an index or a hub; the importers' tests run the same against local ones",
-    "example of a cluster": "needs Kubernetes or systemd",
 }
 BOUND = 60.0  # seconds until a server is ready, or ends; a loaded machine is slow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import subprocess
 import sys
@@ -35,22 +34,26 @@ class Receiver:
         self.requests: list[ExportTraceServiceRequest] = []
         self.paths: list[str] = []
         self.status = 200
+        self.first_status = 0  # of the first request only
+        self.headers: dict[str, str] = {}
         self.gate = threading.Event()
         self.gate.set()
         self.asked = threading.Event()
+        self.answered = threading.Event()
         receiver = self
 
         class Answer(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
                 receiver.asked.set()
+                receiver.headers = dict(self.headers)
+                status, receiver.first_status = receiver.first_status or receiver.status, 0
                 receiver.gate.wait(20)
-                if receiver.status == 200:
+                if status == 200:
                     receiver.paths.append(self.path)
                     receiver.requests.append(ExportTraceServiceRequest.FromString(body))
-                self.send_response(receiver.status)
+                    receiver.answered.set()
+                self.send_response(status)
                 self.send_header("content-length", "0")
                 self.end_headers()
 
@@ -146,6 +149,7 @@ def test_a_call_becomes_a_server_span_under_the_span_of_its_caller(receiver, tra
         "pelton.run.seconds": 0.25,
     }
     assert span.status.code == span.status.STATUS_CODE_UNSET
+    assert span.flags == 0x301
 
 
 def test_the_stages_are_events_at_their_times(receiver, traces):
@@ -268,6 +272,31 @@ def test_a_receiver_that_refuses_costs_its_spans_and_is_told_of_in_the_log(recei
     assert [line.name for line in caplog.records if line.levelno >= logging.WARNING] == ["pelton.records.traces"]
 
 
+def test_a_batch_is_sent_again_where_the_receiver_asks_for_it(receiver, traces):
+    receiver.first_status = 503
+    sink = traces(pause=0.001)
+    sink([record()] * 512)  # a full batch is sent at once
+    assert receiver.answered.wait(20)
+    sink.close(5.0)
+    assert (sink.failed, len(receiver.spans())) == (0, 512)
+
+
+def test_an_address_where_nobody_listens_costs_the_spans_and_nothing_else(caplog):
+    sink = Traces("http://127.0.0.1:1", ManualClock(), wall=lambda: EPOCH)
+    sink([record()])
+    sink.close(5.0)
+    assert (sink.failed, sink.dropped) == (1, 0)
+
+
+def test_the_headers_of_opentelemetrys_variables_are_sent(receiver, traces, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20abc, x-tenant = seven ")
+    sink = traces()
+    sink([record()])
+    sink.close(5.0)
+    assert (receiver.headers["Authorization"], receiver.headers["X-Tenant"]) == ("Bearer abc", "seven")
+    assert receiver.headers["Content-Type"] == "application/x-protobuf"
+
+
 def test_closing_gives_up_on_a_receiver_that_hangs(receiver, traces):
     receiver.gate.clear()
     sink = traces()
@@ -298,7 +327,7 @@ def test_an_address_with_a_path_is_used_as_it_is(receiver):
 
 
 def test_without_the_extra_its_name_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.proto", None)
     with pytest.raises(ExtraMissing, match=r"pelton\[otel\]"):
         Traces("http://127.0.0.1:1", ManualClock())
 
