@@ -171,6 +171,21 @@ class Server:
                     raise RuntimeError(f"did not start ({error}), see {self.log}") from error
                 time.sleep(0.02)
 
+    def wait_ready(self):
+        """The first answer came from one worker; the others may still load."""
+        while time.perf_counter() - self.started < START_TIMEOUT_S:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            try:
+                connection.request("GET", self.row.ready)
+                if connection.getresponse().status == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            finally:
+                connection.close()
+            time.sleep(0.02)
+        raise RuntimeError(f"not ready, see {self.log}")
+
     def __exit__(self, *_):
         pids = self.pids()
         for sig in (signal.SIGTERM, signal.SIGKILL):
@@ -314,6 +329,8 @@ def print_line(name, model, cores, connections, samples):
 def measure(name, model, args, port):
     with Server(name, model, port, args.cores, args.env) as server:
         cold = server.wait_first_answer()
+        if server.row.ready:
+            server.wait_ready()
         if name.startswith("e_"):
             bad = 0
         else:

@@ -18,6 +18,8 @@ class Row:
     env_two: dict = field(default_factory=dict)  # in addition when both cores are used
     prepare: bool = False  # run the script with the argument `prepare` before the clock of the cold start
 
+    ready: str = ""  # path that answers 200 when all workers can be asked
+
     @property
     def two_only(self):
         """Whether the row differs from another one only when both cores are used."""
@@ -49,7 +51,7 @@ ROWS = {
 
 
 def pelton(kind, path, env_two):
-    return Row("pelton", "pelton_start.py", kind, path, {}, env_two, prepare=True)
+    return Row("pelton", "pelton_start.py", kind, path, {}, env_two, prepare=True, ready="/v2/health/ready")
 
 
 for _name, _kind, _path in (
