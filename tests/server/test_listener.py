@@ -215,19 +215,6 @@ def test_a_closed_listener_takes_no_more_but_keeps_what_it_took(opened: Opened) 
     opened(test)
 
 
-def test_a_client_that_shuts_its_sending_side_reads_its_answers_and_the_end(opened: Opened) -> None:
-    async def test(door: Door) -> None:
-        reader, writer = await door.open()
-        writer.write(ROW + GET)
-        writer.write_eof()
-        assert await read_answer(reader) == (200, {"y": [1.0, 2.0, 3.0]})
-        assert (await read_answer(reader))[0] == 200
-        assert await reader.read() == b""
-        writer.close()
-
-    opened(test)
-
-
 def test_a_refusal_reaches_a_client_that_is_still_sending(opened: Opened) -> None:
     """A socket closed with unread bytes sends a reset, and the reset destroys the answer on its way."""
 

@@ -12,7 +12,7 @@ import msgspec
 
 KEPT: Final = 1024
 LONGEST: Final = 1024  # bytes of a head that is worth keeping
-NEVER: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"cookie", b"connection"))
+NEVER: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"cookie"))
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
@@ -36,6 +36,8 @@ class Heads:
             return
         names = dict(headers)
         if names.keys() & NEVER or names.get(b"content-length") != b"%d" % body:
+            return
+        if names.get(b"connection", b"keep-alive").lower() != b"keep-alive":
             return
         if len(self._known) >= KEPT:
             self._known.clear()

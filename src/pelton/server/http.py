@@ -186,9 +186,10 @@ class Connection(asyncio.Protocol):
             self._check_framing(len(data))
 
     def eof_received(self) -> bool:
-        # A client that closes its sending side may still read the answers that are due; nothing else will come.
+        # A caller that hangs up looks the same as one that only closes its sending side; the first is common, and its
+        # calls must not keep a model busy. So both have left (Go's net/http and uvicorn read it so, too).
         self._parser = None
-        return not self._deadline and (self._request is not None or bool(self._pending))
+        return False
 
     def pause_writing(self) -> None:
         self._write_blocked_since = self._clock()
@@ -258,7 +259,7 @@ class Connection(asyncio.Protocol):
         whole = body[0] if len(body) == 1 else b"".join(body)
         request = Request(method, target, fields, self._special, whole, self.received, keep_alive, version)
         self._message_since = 0.0
-        if self._raw_head and not self._maybe_old and keep_alive and not request.special:
+        if self._raw_head and keep_alive and not request.special:
             self._heads.learn(self._raw_head, target, request.headers, len(request.body))
         self._raw_head = b""
         self._reset()

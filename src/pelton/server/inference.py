@@ -165,7 +165,9 @@ class Dispatcher:
             reply_error(connection, request, error, request_id(request))
         except Exception:
             log.exception("decoding a request for %s failed", route.name)
-            reply_error(connection, request, ModelFailed("internal error; the log of the server has the details"), "")
+            failure = ModelFailed("internal error; the log of the server has the details")
+            self._engine.reject(route.name, route.protocol, failure, request.received)
+            reply_error(connection, request, failure, "")
 
 
 def reply_error(connection: Connection, request: Request, error: PeltonError, request_id: str) -> None:

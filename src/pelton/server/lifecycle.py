@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pelton.errors import SettingInvalid
 from pelton.packages import Package
 from pelton.registry import Registry
+from pelton.server import sinks
 from pelton.server.listener import bind
 from pelton.settings import Settings
 
@@ -37,6 +38,7 @@ def serve(
 
     Does not return, but ends the process, where threads are left that nothing can end: of calls that took too long.
     """
+    sinks.check(settings)
     tls_context(settings)  # raises here what else every worker would say
     sock = sock or listen(settings)
     log.info("listening on http%s://%s:%d", "s" if settings.tls_cert else "", settings.host, sock.getsockname()[1])

@@ -23,6 +23,7 @@ from pelton.server.lifecycle import cores, settle_garbage, tls_context
 from pelton.server.limits import Limits
 from pelton.server.listener import Listener
 from pelton.server.routes import Routes
+from pelton.server.sinks import sinks_of
 from pelton.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Server:
         self.limits = limits_of(settings)
         clock = time.perf_counter
         self.clock = clock
-        self.ledger = Ledger(clock)
+        self._sinks = sinks_of(settings, clock, self._loop.call_later)
+        self.ledger = Ledger(clock, self._sinks)
         self._executor = Executor(self._loop, settings.slots or cores(), clock)
         self.engine = Engine(self._loop, self._executor, self.ledger, clock)
         self.fleet = Fleet(self.engine, registry, settings)
@@ -137,6 +139,8 @@ class Server:
         """Gives models and threads back."""
         self._sweeper.cancel()
         self.ledger.fold()
+        for sink in self._sinks:
+            sink.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.fleet.close()

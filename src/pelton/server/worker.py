@@ -195,7 +195,7 @@ class Worker:
         return Snapshot.from_bytes(body) if head.startswith(b"HTTP/1.1 200 ") else None
 
     def _connection(self) -> Connection:
-        return Inside(self._local, self._inside, self._limits, self.server.clock)
+        return Connection(self._local, self._inside, self._limits, self.server.clock)
 
     def _internal(self, app: App) -> App:
         """What siblings may ask: how this process stands, and every page, answered from what is here."""
@@ -214,15 +214,6 @@ class Worker:
         if protocol:
             self.server.engine.reject(name, protocol, error, request.received)
         reply_error(connection, request, error, request_id(request))
-
-
-class Inside(Connection):
-    """A sibling's connection. A client may close its sending side and still read; a sibling that closes gave up."""
-
-    __slots__ = ()
-
-    def eof_received(self) -> bool:
-        return False
 
 
 class Question:
