@@ -186,3 +186,4 @@ class Batch(msgspec.Struct, eq=False):
     started: float = 0.0
     finished: float = 0.0
     run_seconds: float = 0.0
+    head: bytes = b""  # the protocol's own: what the answers of all calls have in common

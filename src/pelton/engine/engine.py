@@ -77,6 +77,11 @@ class Engine:
         self.in_flight += 1
         if call.fields is not None:
             self._prepare(served, call)
+        elif call.rows == 1 and not served.replica.varies:  # most calls: nothing of `_schedule` applies
+            try:
+                served.scheduler.submit(call, call.received, returned_after)
+            except Refused as error:
+                self._settle(served.replica, call, error)
         else:
             self._schedule(served, call, returned_after)
 
@@ -217,7 +222,12 @@ class Engine:
         call.state = SETTLED
         call.outcome = outcome
         if call.parent is None:
-            self._account(replica, call, outcome)
+            batch = call.batch
+            now = batch.finished if batch is not None and batch.finished else self.clock()
+            self.ledger.append(record_of(replica.name, replica.version, call, outcome, now))
+            self.in_flight -= 1
+            if self._pieces or self._idle is not None:
+                self._close_account(call)
             if call.abandoned:
                 return
         try:
@@ -225,14 +235,10 @@ class Engine:
         except Exception:
             log.exception("model %s: handing an answer on failed (request %s)", replica.name, call.request_id)
 
-    def _account(self, replica: Replica, call: Call, outcome: Outcome) -> None:
-        self.in_flight -= 1
-        batch = call.batch
-        now = batch.finished if batch is not None and batch.finished else self.clock()
-        self.ledger.append(record_of(replica.name, replica.version, call, outcome, now))
-        if self._pieces:
-            pieces = self._pieces.pop(id(call), None)
-            if pieces is not None:
-                pieces.drop()
+    def _close_account(self, call: Call) -> None:
+        """A call ended: its pieces that still wait are dropped, and who waits for the last call is told."""
+        pieces = self._pieces.pop(id(call), None)
+        if pieces is not None:
+            pieces.drop()
         if not self.in_flight and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)

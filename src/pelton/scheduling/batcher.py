@@ -127,7 +127,10 @@ class Batcher:
         level.calls.append(call)
         if self._slack_share and call.deadline < self._earliest:
             self._earliest = call.deadline
-        self._learn_return(returned_after)
+        if 0.0 < returned_after < self.full_seconds:
+            self._learn_return(returned_after)
+        else:
+            self._returning -= RETURN_RATE * self._returning
 
     def remove(self, call: Call) -> None:
         """A queued call was settled elsewhere (its caller left); `take` will skip it."""
@@ -302,13 +305,12 @@ class Batcher:
         return now
 
     def _learn_return(self, returned_after: float) -> None:
-        fresh = 0.0 < returned_after < self.full_seconds
-        self._returning += RETURN_RATE * (fresh - self._returning)
-        if fresh:
-            self._returned += 1
-            error = returned_after - self._return_time
-            self._return_time += RETURN_RATE * error
-            self._return_spread += RETURN_RATE * (abs(error) - self._return_spread)
+        """A caller that was just answered is back."""
+        self._returning += RETURN_RATE * (1.0 - self._returning)
+        self._returned += 1
+        error = returned_after - self._return_time
+        self._return_time += RETURN_RATE * error
+        self._return_spread += RETURN_RATE * (abs(error) - self._return_spread)
 
     def state(self) -> dict[str, Any]:
         """What the batcher knows, for people."""

@@ -37,7 +37,10 @@ class Scheduler:
         batcher = self.batcher
         if self.running or batcher.rows + call.rows > batcher.cap or self._executor.full:
             self.admit(call, now)  # else the call joins the next batch, which is bounded to half of the target
-        self.enqueue(call, now, returned_after)
+        call.queued = now
+        batcher.push(call, returned_after)
+        if not self.ready:
+            self._executor.wake(self)
 
     def enqueue(self, call: Call, now: float, returned_after: float = 0.0) -> None:
         """Queues a call that was admitted before, as a piece of a larger one."""

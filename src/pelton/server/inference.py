@@ -21,10 +21,9 @@ from pelton.types import Call
 
 log = logging.getLogger(__name__)
 
-OK_HEAD: Final = (
-    b"HTTP/1.1 200 OK\r\ndate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%bpelton-version: %b\r\n"
-    b"pelton-batch-rows: %d\r\nserver-timing: queue;dur=%.3f, run;dur=%.3f%b\r\nx-request-id: %b\r\n%b\r\n"
-)
+# The head of an answer: what all calls of a batch share, made once a batch, and the call's own.
+BATCH_HEAD: Final = b"HTTP/1.1 200 OK\r\ndate: %b\r\npelton-version: %b\r\npelton-batch-rows: %d\r\nserver-timing: run;dur=%.3f, queue;dur="
+CALL_HEAD: Final = b"%b%.3f%b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n"
 CLOSE: Final = b"connection: close\r\n"
 MAX_ID: Final = 128
 COMPRESS_FROM: Final = 8 * 1024
@@ -105,18 +104,17 @@ class Inference:
         headers, body = answer.headers, answer.body
         if request.special and len(body) >= COMPRESS_FROM:
             headers, body = _compressed(request, answer)
+        if not batch.head:
+            batch.head = BATCH_HEAD % (date(), self._served.wire_version, batch.rows, batch.run_seconds * 1e3)
         self._connection.reply(
-            OK_HEAD
+            CALL_HEAD
             % (
-                date(),
+                batch.head,
+                (batch.started - call.queued) * 1e3,
+                b", prepare;dur=%.3f" % (call.prepared * 1e3) if call.prepared else b"",
                 answer.content_type,
                 len(body),
                 headers,
-                self._served.wire_version,
-                batch.rows,
-                (batch.started - call.queued) * 1e3,
-                batch.run_seconds * 1e3,
-                b", prepare;dur=%.3f" % (call.prepared * 1e3) if call.prepared else b"",
                 call.request_id.encode(),
                 b"" if request.keep_alive else CLOSE,
             ),

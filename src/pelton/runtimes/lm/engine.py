@@ -134,7 +134,7 @@ class LmEngine:
             return
         plan = self.scheduler.plan()
         if plan.parts:
-            self._flights.append(self.runner.launch(self.ranks.share(plan)))
+            self._flights.append(self.runner.launch(plan))
 
     def _report(self, plan: Plan | None, results: Results, progress: list[Progress]) -> StepReport:
         outputs, self._notices = self._notices, []

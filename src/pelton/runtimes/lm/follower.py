@@ -1,7 +1,7 @@
-"""The other processes of a tensor-parallel engine: they run the plans of rank 0 until dismissed.
+"""The other processes of a tensor-parallel engine: they run the steps of rank 0 until dismissed.
 
 Every rank holds a part of each layer and gathers the same logits, so each draws the same tokens by itself; only
-plans travel, over the host's own channel. A plan carries its sequences, whose tokens a follower must know as well.
+layouts travel (slots, positions, new prompt tokens), over the host's own channel.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pelton.runtimes.lm.engine import LmEngine
 
 
 def follow(engine: LmEngine) -> None:
-    """Run rank 0's plans; returns when it calls `dismiss`. For every rank but 0."""
+    """Run rank 0's steps; returns when it calls `dismiss`. For every rank but 0."""
     if engine.ranks.rank == 0:
         raise ValueError("rank 0 leads: call step on it")
-    while (plan := engine.ranks.share(None)) is not None:
-        engine.runner.launch(plan)
+    while (layout := engine.ranks.share(None)) is not None:
+        engine.runner.run(layout)
 
 
 def dismiss(engine: LmEngine) -> None:

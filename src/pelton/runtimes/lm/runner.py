@@ -18,8 +18,8 @@ import torch
 from pelton.runtimes.lm.attention import Batch
 from pelton.runtimes.lm.layout import Frame, Ints, Layout, decode_frame, lay_out, mixed_frame, pack
 from pelton.runtimes.lm.model import Model
-from pelton.runtimes.lm.sampler import Row, Sampler
-from pelton.runtimes.lm.scheduler import Part, Plan
+from pelton.runtimes.lm.sampler import Logprobs, Sampler
+from pelton.runtimes.lm.scheduler import Plan
 from pelton.runtimes.step_engine import TokenLogprobs
 
 
@@ -50,7 +50,7 @@ class InFlight:
     plan: Plan
     spans: list[tuple[int, int]]
     tokens: torch.Tensor  # pinned on CUDA: complete once `done` is
-    logprobs: tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor] | None
+    logprobs: Logprobs | None
     done: torch.cuda.Event | None
     begun: torch.cuda.Event | None
     seconds: float
@@ -91,20 +91,22 @@ class Runner:
     # ---- a step
 
     def launch(self, plan: Plan) -> InFlight:
-        """Order one step."""
-        with torch.inference_mode():
-            return self._launch(plan)
-
-    def _launch(self, plan: Plan) -> InFlight:
+        """Order one step, here and at the followers of a tensor-parallel engine."""
         started = time.perf_counter()
-        begun = self._event()
-        self._place(plan)
         layout = lay_out(plan)
-        logits, sample_slots = self._forward(layout)
-        tokens, logprobs = self._sample(layout, logits, sample_slots)
+        self.model.ranks.share(layout)
+        begun = self._event()
+        tokens, logprobs = self.run(layout)
         done = self._event()
         seconds = 0.0 if self._cuda else time.perf_counter() - started
         return InFlight(plan, layout.spans, tokens, logprobs, done, begun, seconds)
+
+    def run(self, layout: Layout) -> tuple[torch.Tensor, Logprobs | None]:
+        """Order the device's work of one step. Returns what will hold its tokens and logprobs."""
+        with torch.inference_mode():
+            self._place(layout)
+            logits, sample_slots = self._forward(layout)
+            return self._sample(layout, logits, sample_slots)
 
     def collect(self, flight: InFlight) -> Results:
         """Wait for a launched step and bring its tokens."""
@@ -133,15 +135,15 @@ class Runner:
         host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
         return host.copy_(x, non_blocking=True)
 
-    def _place(self, plan: Plan) -> None:
+    def _place(self, layout: Layout) -> None:
         """Write new blocks into the block tables."""
-        if not plan.placed:
+        if not layout.placed:
             return
         width = self.table.shape[1]
         flat: list[int] = []
-        for slot, index, _ in plan.placed:
+        for slot, index, _ in layout.placed:
             flat.append(slot * width + index)
-        flat.extend(block for _, _, block in plan.placed)
+        flat.extend(block for _, _, block in layout.placed)
         both = self._to_device(flat).view(2, -1)
         self.table.view(-1).index_copy_(0, both[0].long(), both[1])
 
@@ -160,7 +162,7 @@ class Runner:
             return logits[:wanted], sample_slots[:wanted]
         frame = layout.exact_frame(tile_rows)
         flat = self._to_device(pack(layout, frame, self._idle_slot, tile_rows))
-        longest = max((part.count for part in layout.packed), default=0)
+        longest = max((len(part.tokens) for part in layout.packed), default=0)
         batch = self._batch(flat, frame, longest)
         return self.model.forward(batch, self.cache, self.table, self.last), batch.sample_slots
 
@@ -180,13 +182,12 @@ class Runner:
 
     def _sample(
         self, layout: Layout, logits: torch.Tensor, sample_slots: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor] | None]:
+    ) -> tuple[torch.Tensor, Logprobs | None]:
         if not len(sample_slots):
             return torch.empty(0, dtype=torch.int32), None
-        sampled = [*layout.decodes, *(part for part in layout.packed if part.samples)]
-        if all(_plain(part) for part in sampled):
+        if not layout.rows:
             return self._to_host(self.model.ops.greedy_and_remember(logits, self.last, sample_slots)), None
-        drawn = self._sampler.draw(logits, [row for part in sampled for row in _rows(part)])
+        drawn = self._sampler.draw(logits, layout.rows)
         self.last[sample_slots.long()] = drawn.tokens
         if drawn.logprobs is None:
             return self._to_host(drawn.tokens), None
@@ -207,7 +208,7 @@ class Runner:
         pool: Any = None
         graphs: dict[Frame, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for frame in sorted(frames, key=lambda f: (f.tokens, f.rows), reverse=True):
-            nothing = pack(Layout(), frame, self._idle_slot, self.model.attention.tile_rows)
+            nothing = pack(Layout([]), frame, self._idle_slot, self.model.attention.tile_rows)
             self._static[: len(nothing)].copy_(self._to_device(nothing))
             batch = self._batch(self._static, frame, frame.prefill)
             logits = self.model.forward(batch, self.cache, self.table, self.last)
@@ -225,24 +226,6 @@ class Runner:
         most, tile_rows = self.memory.max_seqs, self.model.attention.tile_rows
         mixes = captured_mixes(most, token_budget)
         return [decode_frame(n) for n in captured_rows(most)] + [mixed_frame(r, t, tile_rows) for r, t in mixes]
-
-
-def _plain(part: Part) -> bool:
-    """Greedy without anything that needs the whole distribution."""
-    request = part.sequence.request
-    sampling = request.sampling
-    return sampling.greedy and not sampling.penalized and sampling.logprobs is None and request.grammar is None
-
-
-def _rows(part: Part) -> list[Row]:
-    sequence, request = part.sequence, part.sequence.request
-    position = part.start + part.count - len(part.guesses)
-    allowed = request.grammar.allowed() if request.grammar is not None else None
-    fresh = (list(sequence.tokens), len(request.prompt)) if part.prefill and request.sampling.penalized else None
-    return [
-        Row(request.sampling, position + i, sequence.slot, allowed, fresh if i == 0 else None)
-        for i in range(1 + len(part.guesses))
-    ]
 
 
 def _logprobs(flight: InFlight) -> list[list[TokenLogprobs]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pelton.runtimes.lm.layout import Row
 from pelton.runtimes.step_engine import Sampling
 
 _MASK = (1 << 64) - 1
@@ -26,23 +27,16 @@ def uniform(seed: int, position: int) -> float:
     return ((x >> 41) + 0.5) / (1 << 23)  # as many bits as float32 keeps
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the sampler needs to know about one row of logits."""
-
-    sampling: Sampling
-    position: int  # of the token to be drawn
-    slot: int
-    allowed: Sequence[int] | None = None  # by the grammar
-    fresh: tuple[Sequence[int], int] | None = None  # all tokens and prompt length, where penalties start to count
+Logprobs = tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of the rows that asked: which rows, the chosen token's, the top values, the top ids."""
 
 
 @dataclass(slots=True)
 class Drawn:
-    """tokens [rows] int32; logprobs of the rows that asked: (row, chosen, top values, top ids) on the device."""
+    """tokens [rows] int32, and logprobs, on the device."""
 
     tokens: torch.Tensor
-    logprobs: tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    logprobs: Logprobs | None = None
 
 
 class Penalties:
@@ -146,9 +140,7 @@ class Sampler:
         keep &= probs >= min_p * probs[:, :1]
         return ids.gather(-1, _pick(torch.where(keep, probs, 0.0), draw)[:, None])[:, 0]
 
-    def _logprobs(
-        self, raw: torch.Tensor, rows: Sequence[Row], tokens: torch.Tensor
-    ) -> tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    def _logprobs(self, raw: torch.Tensor, rows: Sequence[Row], tokens: torch.Tensor) -> Logprobs | None:
         asked = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         if not asked:
             return None
