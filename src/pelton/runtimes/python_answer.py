@@ -35,7 +35,8 @@ def stack(rows: Sequence[Array], spec: TensorSpec) -> Array:
         )
     whole = np.full((len(rows), *map(max, zip(*shapes, strict=True))), spec.pad, spec.type.dtype)
     for i, row in enumerate(rows):
-        whole[(i, *map(slice, row.shape))] = row
+        place: tuple[int | slice, ...] = (i, *(slice(size) for size in row.shape))
+        whole[place] = row
     return whole
 
 
@@ -98,7 +99,8 @@ def _numbers(value: Any, spec: TensorSpec) -> Array:
     if want in "iu" and have in "iub":
         return _integers(value, spec)
     if value.size == 0 and have == "f" and not isinstance(value, np.generic) and value.ndim <= 1:
-        return value.astype(dtype)  # numpy calls an empty list float64; it has no value that could be lost
+        nothing: Array = value.astype(dtype)
+        return nothing  # numpy calls an empty list float64; it has no value that could be lost
     raise ModelFailed(f"output {spec.name!r}: predict returned {_named(value)}, which is no {spec.datatype}")
 
 

@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -110,7 +110,7 @@ class Channel:
         if body > INLINE and _SEGMENTS and self._send_shared(header, blocks, body):
             return
         head = _encoder.encode(header)
-        parts: list[Block] = [_PREFIX.pack(len(head), body), head]
+        parts: list[Any] = [_PREFIX.pack(len(head), body), head]
         for block, size in zip(blocks, sizes, strict=True):
             parts.append(block)
             parts.append(bytes(_aligned(size) - size))
@@ -202,7 +202,7 @@ class Channel:
         if first > body:
             raise Broken("more came than was announced")
         whole[:first] = np.frombuffer(self._buffer, np.uint8, first, start)
-        view = memoryview(whole)
+        view = whole.data
         while first < body:
             first += self._receive_into(view[first:])
         return whole
