@@ -11,6 +11,7 @@ import gc
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,7 +25,7 @@ from pelton.runtimes.lm.reference import FP8
 from pelton.runtimes.lm.runner import InFlight, Memory, Results, Runner
 from pelton.runtimes.lm.scheduler import Limits, Part, Plan, Progress, Scheduler
 from pelton.runtimes.lm.weights import Loader, RandomSource, Source, open_model
-from pelton.runtimes.step_engine import LmOutput, LmRequest, Share, StepReport, TokenLogprobs
+from pelton.runtimes.step_engine import LmOutput, LmRequest, Share, StepEngine, StepReport, TokenLogprobs
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -169,6 +170,10 @@ class LmEngine:
         return LmOutput(request.id, item.tokens, finish, kept)
 
 
+if TYPE_CHECKING:
+    _contract: type[StepEngine] = LmEngine  # the type checker compares them
+
+
 def _share(part: Part) -> Share:
     return Share(part.sequence.request.id, part.prefill, part.count - part.prefill, part.cached)
 
@@ -197,7 +202,7 @@ def _memory(model: Model, options: EngineOptions, max_length: int, kv_dtype: tor
             raise MemoryError("the weights leave no room for a KV cache: use FP8 weights or more GPUs")
     elif not blocks:
         blocks = options.max_seqs * max(1, 512 // size)
-    return Memory(blocks, size, options.max_seqs, max_length, kv_dtype)
+    return Memory(model.ranks.least(blocks), size, options.max_seqs, max_length, kv_dtype)
 
 
 def _peak_memory(model: Model, options: EngineOptions, max_length: int, size: int, kv_dtype: torch.dtype) -> int:

@@ -44,6 +44,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def least(self, value: int) -> int:
+        """The smallest of all processes' numbers."""
+        if self.size == 1:
+            return value
+        box = torch.tensor([value])
+        dist.all_reduce(box, op=dist.ReduceOp.MIN, group=self.control)
+        return int(box)
+
     def cut(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """This process's part of a dimension."""
         if x.shape[dim] % self.size:
