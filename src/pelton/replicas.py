@@ -167,7 +167,9 @@ class Replica:
         rows = sum([call.rows for call in calls])
         outputs = self._checked(self._joined(calls), rows)
         if rows == len(calls):
-            return [[output[i : i + 1] for output in outputs] for i in range(rows)]
+            if len(outputs) == 1:
+                return [[row] for row in outputs[0][:, None]]
+            return [list(row) for row in zip(*(output[:, None] for output in outputs), strict=True)]
         outcomes: list[Outcome] = []
         start = 0
         for call in calls:

@@ -99,6 +99,11 @@ class Executor:
             self._pumping = True
             self._loop.call_soon(self._pump)
 
+    def pump(self) -> None:
+        """Runs what waits now, not in the next turn of the loop."""
+        if self._ready:
+            self._pump()
+
     def free(self, now: float) -> list[float]:
         """When each slot is expected to be free, ascending.
 

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote
 
-from pelton.server.http import Connection, Request, date
+from pelton.server.heading import date
+from pelton.server.http import Connection, Request
 from pelton.server.status import PHRASES, error_body
 
 log = logging.getLogger(__name__)

@@ -12,16 +12,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from time import time
 from typing import Any, Final, Protocol
 
 import httptools
 import msgspec
 
 from pelton.server.framing import METHODS, SLASH, check_fields, checked_target, head_too_large, without_upgrade
+from pelton.server.heading import head
 from pelton.server.heads import Heads
+from pelton.server.inbox import Inbox
 from pelton.server.limits import Limits
-from pelton.server.status import PHRASES, HttpError, error_body
+from pelton.server.status import HttpError, error_body
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_drained", "_expects",
-        "_failure", "_fields", "_head_size", "_headers", "_heads", "_limits", "_maybe_old", "_message_since",
+        "_failure", "_fields", "_head_size", "_headers", "_heads", "_inbox", "_limits", "_maybe_old", "_message_since",
         "_parser", "_paused", "_pending", "_plain_head", "_raw", "_raw_head", "_registry", "_request", "_special",
         "_starting", "_target", "_transport", "_write_blocked_since", "exchange", "last_reply", "received",
     )  # fmt: skip
@@ -90,12 +91,14 @@ class Connection(asyncio.Protocol):
         limits: Limits,
         clock: Callable[[], float],
         heads: Heads | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._dispatch = dispatch
         self._registry = registry
         self._limits = limits
         self._clock = clock
         self._heads = heads or Heads()
+        self._inbox = inbox  # None: bytes are handled as they are read
         self._raw_head = b""  # of the message that begins in the bytes at hand
         self._transport: Any = None
         # None: nothing more is taken from this connection; what arrives is thrown away
@@ -147,10 +150,17 @@ class Connection(asyncio.Protocol):
         self._parser = None  # breaks the reference cycle
 
     def data_received(self, data: bytes) -> None:
+        if self._inbox is not None:
+            self._inbox.put(self, data)
+        else:
+            self.take(data, self._clock())
+
+    def take(self, data: bytes, received: float) -> None:
+        """Handles bytes that were read at `received`."""
         parser = self._parser
         if parser is None:
             return
-        self.received = self._clock()
+        self.received = received
         self._raw_head = b""
         if not self._message_since and self._request is None and not self._pending and not self._write_blocked_since:
             end = data.find(b"\r\n\r\n") + 4
@@ -464,34 +474,3 @@ class Connection(asyncio.Protocol):
             self.fail(HttpError(503, "this server is stopping; ask another one"))
         elif not self._transport.is_closing():
             self._close()
-
-
-_date: tuple[int, bytes] = (0, b"")
-_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def date() -> bytes:
-    """The Date header's value (RFC 9110), made once a second."""
-    global _date  # noqa: PLW0603 - a cache of one value
-    now = int(time())
-    if _date[0] != now:
-        from time import gmtime
-
-        t = gmtime(now)
-        text = f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
-        text += f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
-        _date = (now, text.encode())
-    return _date[1]
-
-
-def head(status: int, content_type: bytes, length: int, extra: bytes = b"") -> bytes:
-    """The head of an answer; `extra` are whole header lines."""
-    return b"HTTP/1.1 %d %b\r\ndate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (
-        status,
-        PHRASES.get(status, "Status").encode(),
-        date(),
-        content_type,
-        length,
-        extra,
-    )

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pelton.engine import Engine, Served
-from pelton.errors import Cancelled, InvalidInput, ModelFailed, PeltonError
+from pelton.errors import Cancelled, InvalidInput, ModelFailed, Overloaded, PeltonError
 from pelton.server.asgi import App, AsgiExchange
 from pelton.server.codec import Answer, Codec, decompress
-from pelton.server.http import JSON_TYPE, Connection, Request, date, head
+from pelton.server.heading import date, head
+from pelton.server.http import JSON_TYPE, Connection, Request
+from pelton.server.inbox import Inbox
 from pelton.server.limits import Limits
 from pelton.server.routes import Route, Routes
 from pelton.server.status import error_body, error_headers, status_of
@@ -129,13 +131,20 @@ class Dispatcher:
     """Where every request goes: inference routes to the engine, all others to the ASGI application."""
 
     def __init__(
-        self, engine: Engine, routes: Routes, app: App, limits: Limits, forward: Forward | None = None
+        self,
+        engine: Engine,
+        routes: Routes,
+        app: App,
+        limits: Limits,
+        forward: Forward | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._engine = engine
         self._routes = routes
         self._app = app
         self._limits = limits
         self._forward = forward
+        self._inbox = inbox
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, connection: Connection, request: Request) -> None:
@@ -155,6 +164,12 @@ class Dispatcher:
     def _infer(self, connection: Connection, request: Request, route: Route) -> None:
         try:
             served = self._engine.resolve(route.name, route.version)
+            if self._inbox is not None and self._inbox.late(request.received, served.target) and not request.special:
+                raise Overloaded(
+                    "this server is too busy: the call waited longer than its target before it could be read; try again",
+                    retry_after=served.target,
+                    reason="late",
+                )
             Inference(self._engine, connection, request, served, route.codec(served)).begin(self._limits)
         except PeltonError as error:
             if self._forward is not None and self._forward(connection, request, route):

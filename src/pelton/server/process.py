@@ -18,6 +18,7 @@ from pelton.server.app import Site, lazy_app
 from pelton.server.fleet import Fleet
 from pelton.server.heads import Heads
 from pelton.server.http import Connection
+from pelton.server.inbox import Inbox
 from pelton.server.inference import Dispatcher, Forward
 from pelton.server.lifecycle import cores, settle_garbage, tls_context
 from pelton.server.limits import Limits
@@ -65,7 +66,8 @@ class Server:
         self.routes = Routes(self.limits)
         self._connections: set[Connection] = set() if connections is None else connections
         self._heads = Heads()
-        self._dispatch = Dispatcher(self.engine, self.routes, self.app, self.limits, forward)
+        self._inbox = Inbox(self._loop.call_soon, clock, self._executor.pump)
+        self._dispatch = Dispatcher(self.engine, self.routes, self.app, self.limits, forward, self._inbox)
         self._listener = Listener(sock, self._connection, self._full, tls_context(settings), share)
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._stop: asyncio.Future[float] = self._loop.create_future()
@@ -73,7 +75,7 @@ class Server:
         self.stuck = False  # threads are left that cannot be ended
 
     def _connection(self) -> Connection:
-        return Connection(self._dispatch, self._connections, self.limits, self.clock, self._heads)
+        return Connection(self._dispatch, self._connections, self.limits, self.clock, self._heads, self._inbox)
 
     def _full(self) -> bool:
         return len(self._connections) >= self.limits.connections
