@@ -119,6 +119,29 @@ class Engine:
             )
         )
 
+    def turn_away(self, served: Served, protocol: str, received: float) -> None:
+        """Records a request that was refused before it was decoded."""
+        now = self.clock()
+        record = Record(
+            served.name,
+            served.version,
+            protocol,
+            "",
+            0,
+            0,
+            "overloaded",
+            "refused",
+            now,
+            0.0,
+            0.0,
+            0.0,
+            now - received,
+            0.0,
+        )
+        self.ledger.append(record)
+        if self.ledger.full():
+            self.ledger.fold()
+
     async def idle(self) -> None:
         """Returns when no call is in flight."""
         while self.in_flight:

@@ -60,6 +60,14 @@ class Scheduler:
             return 0.0
         return max(0.0, self._finish(1, call.priority, now) - now)
 
+    def behind(self) -> bool:
+        """Whether more waits than the next batch takes: only then can a call of one row be too many."""
+        return self.batcher.rows >= self.batcher.full_rows and (self.running > 0 or self._executor.full)
+
+    def one_more(self, now: float) -> float:
+        """When a call of one row would be answered."""
+        return self._finish(1, 0, now)
+
     def finish(self, batch: Batch, outcomes: list[Outcome], now: float) -> None:
         """A batch came back: learn from it, then settle its calls."""
         batch.finished = now

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # The head of an answer: what all calls of a batch share, made once a batch, and the call's own.
 BATCH_HEAD: Final = b"HTTP/1.1 200 OK\r\ndate: %b\r\npelton-version: %b\r\npelton-batch-rows: %d\r\nserver-timing: run;dur=%.3f, queue;dur="
 CALL_HEAD: Final = b"%b%.3f%b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n"
+BUSY: Final = "the queue of this model is full: an answer would come later than its target; try again"
 CLOSE: Final = b"connection: close\r\n"
 MAX_ID: Final = 128
 COMPRESS_FROM: Final = 8 * 1024
@@ -145,6 +146,8 @@ class Dispatcher:
         self._limits = limits
         self._forward = forward
         self._inbox = inbox
+        self._busy_date = b""
+        self._busy = (b"", b"")  # the answer to calls that are turned away, made once a second
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, connection: Connection, request: Request) -> None:
@@ -161,15 +164,35 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _too_busy(self, request: Request, served: Served) -> bool:
+        """Whether a call would be refused for being late: asked before its body is decoded."""
+        if request.special and request.header(b"pelton-timeout-ms") is not None:
+            return False
+        inbox = self._inbox
+        if inbox is not None and inbox.late(request.received, served.target):
+            return True
+        scheduler = served.scheduler
+        return scheduler.behind() and scheduler.one_more(self._engine.clock()) > request.received + served.target
+
+    def _turn_away(self, connection: Connection, request: Request, route: Route, served: Served) -> None:
+        """Refuses as cheaply as can be: under overload most of the work would be refusing."""
+        self._engine.turn_away(served, route.protocol, request.received)
+        if request.special or not request.keep_alive:
+            reply_error(connection, request, Overloaded(BUSY, retry_after=served.target), request_id(request))
+            return
+        if self._busy_date is not date():
+            self._busy_date = date()
+            body = error_body(BUSY)
+            extra = error_headers(Overloaded(BUSY))
+            self._busy = (head(503, JSON_TYPE, len(body), extra), body)
+        connection.reply(*self._busy)
+
     def _infer(self, connection: Connection, request: Request, route: Route) -> None:
         try:
             served = self._engine.resolve(route.name, route.version)
-            if self._inbox is not None and self._inbox.late(request.received, served.target) and not request.special:
-                raise Overloaded(
-                    "this server is too busy: the call waited longer than its target before it could be read; try again",
-                    retry_after=served.target,
-                    reason="late",
-                )
+            if self._too_busy(request, served):
+                self._turn_away(connection, request, route, served)
+                return
             Inference(self._engine, connection, request, served, route.codec(served)).begin(self._limits)
         except PeltonError as error:
             if self._forward is not None and self._forward(connection, request, route):
