@@ -17,6 +17,7 @@ from pelton.server.http import Request
 from pelton.server.limits import Limits
 from pelton.server.native import ELEMENT
 from pelton.server.tensors import (
+    PACK_LIMIT,
     array_of,
     check_shape,
     count_of,
@@ -93,6 +94,25 @@ class OipCodec:
             for spec in replica.signature.outputs
         )
         self._everything = tuple((i, False) for i in range(len(self._output_heads)))
+        self._row = self._row_spec()
+        self._row_shape = [1, *self._row.shape] if self._row is not None else []
+        self._answer_shape, self._answer_head = self._row_answer()
+
+    def _row_spec(self) -> TensorSpec | None:
+        """The only input, where it is a fixed vector: most calls are one row of it, and are decoded in a few steps."""
+        specs = self._signature.inputs
+        if self._typed is None or len(specs) != 1 or not self._signature.batched:
+            return None
+        spec = specs[0]
+        return spec if spec.fixed and len(spec.shape) == 1 and spec.elements <= PACK_LIMIT else None
+
+    def _row_answer(self) -> tuple[tuple[int, ...], bytes]:
+        """Shape and beginning of the answer to one row, where the only output is fixed numbers."""
+        specs = self._signature.outputs
+        if len(specs) != 1 or not specs[0].fixed or not specs[0].type.code or not self._signature.batched:
+            return (), b""
+        shape = (1, *specs[0].shape)
+        return shape, b"".join((self._head, b',"outputs":[', self._output_heads[0], encode(shape), b',"data":'))
 
     def _typed_decoder(self) -> msgspec.json.Decoder[Any] | None:
         """Checks flat data while it is parsed, where all inputs take the same kind of numbers."""
@@ -115,12 +135,26 @@ class OipCodec:
         if self._typed is not None:
             try:
                 decoded = self._typed.decode(body)
-                return self._typed_tensors(decoded)
+                return self._typed_row(decoded) or self._typed_tensors(decoded)
             except msgspec.ValidationError:
                 pass  # nested data, or wrong: the general way tells
             except BAD_JSON as error:
                 raise bad_json(error) from None
         return self._general(_decode(body), memoryview(b""))
+
+    def _typed_row(self, decoded: Any) -> Asked | None:
+        """One row of the only input, asked for without further wishes; None: anything else."""
+        spec = self._row
+        if spec is None or len(decoded.inputs) != 1 or decoded.parameters is not None or decoded.outputs is not None:
+            return None
+        tensor = decoded.inputs[0]
+        data = tensor.data
+        if tensor.shape != self._row_shape or len(data) != spec.shape[0] or tensor.name != spec.name:
+            return None
+        if tensor.datatype != spec.datatype:
+            return None
+        array = array_of(data, (1, *spec.shape), spec)
+        return Asked([array], 1, context=Wanted(decoded.id) if decoded.id else PLAIN)
 
     def _typed_tensors(self, decoded: Any) -> Asked:
         given: dict[str, Array] = {}
@@ -281,6 +315,8 @@ class OipCodec:
 
     def encode(self, call: Call, outputs: list[Array], context: Any) -> Answer:
         wanted: Wanted = context or PLAIN
+        if wanted is PLAIN and self._answer_head and outputs[0].shape == self._answer_shape:
+            return Answer(self._answer_head + encode(outputs[0].ravel().tolist()) + b"}]}")
         parts = [self._head]
         if wanted.id:
             parts.append(b',"id":' + encode(wanted.id))
