@@ -253,7 +253,7 @@ class Supervisor:
                 "worker %d %s; it ended %d times before it could serve: giving up. What it logged says why",
                 child.index, how, FAILED_STARTS,
             )  # fmt: skip
-            self._code = 1
+            self._code = max(self._code, code, 1)
             self._stop(0.0)
             return
         log.error("worker %d (process %d) %s; it is started again", child.index, child.process.pid, how)
