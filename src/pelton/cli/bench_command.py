@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         host=client.host,
         port=client.port,
         path=f"/predict/{name}" + (f"/{version}" if version else ""),
-        bodies=tuple(_bodies(arguments.body, metadata)),
+        bodies=tuple(_bodies(arguments.body, client, name)),
         p99_ms=arguments.p99_ms or float(metadata["properties"]["target_ms"]),
         name=arguments.model,
     )
@@ -54,32 +54,15 @@ def _callers(text: str) -> tuple[int, ...]:
     return callers
 
 
-def _bodies(path: str | None, metadata: dict[str, Any]) -> list[bytes]:
-    """What is sent in turn: the lines of a file, or variations of the model's own example."""
+def _bodies(path: str | None, client: Client, name: str) -> list[bytes]:
+    """What is sent in turn: the lines of a file, or variations of the example that the server gives for the model."""
     if path is not None:
         try:
-            lines = [line for line in Path(path).read_bytes().splitlines() if line.strip()]
+            return [line for line in Path(path).read_bytes().splitlines() if line.strip()]
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
-        return lines
-    example = metadata["properties"].get("example")
-    row = json.loads(example) if example else _made_up(metadata["inputs"])
+    row = client.get(f"/models/{name}/example")
     return [json.dumps(_varied(row, random.Random(i))).encode() for i in range(VARIED)]  # noqa: S311 - not a secret
-
-
-def _made_up(inputs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row for a model without an example: normal numbers of the right shape."""
-    row = {}
-    for tensor in inputs:
-        if tensor["datatype"] == "BYTES":
-            raise InvalidInput(f"the model has no example, and {tensor['name']!r} cannot be made up: give --body FILE")
-        shape = [16 if dim == -1 else dim for dim in tensor["shape"][1:]]
-        row[tensor["name"]] = _filled(shape, 0.5 if tensor["datatype"].startswith(("FP", "BF")) else 1)
-    return row
-
-
-def _filled(shape: list[int], value: float) -> Any:
-    return [_filled(shape[1:], value) for _ in range(shape[0])] if shape else value
 
 
 def _varied(value: Any, random_: random.Random) -> Any:
