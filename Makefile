@@ -51,7 +51,7 @@ $(LM_VENV)/installed: requirements/lm.txt requirements/lm-torch.txt requirements
 	@touch $@
 
 test-lm: $(LM_VENV)/installed
-	OMP_NUM_THREADS=1 PYTHONPATH=src $(LM_VENV)/bin/python -m pytest tests/lm -q
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(LM_VENV)/bin/python -m pytest tests/lm -q $(PYTEST_ARGS)
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check src tests demo benchmarks docs

@@ -14,7 +14,8 @@ class Ranks:
     """This process among `size`. With one process every operation is the identity.
 
     `group` carries tensors (NCCL on CUDA, Gloo on CPU); `control` carries plans and always is Gloo, so that the
-    host does not wait for the device.
+    host does not wait for the device. None is torch's own group of all: nothing here holds it, so that `leave` ends its
+    threads. One that is alive when the interpreter ends takes the process down.
     """
 
     rank: int = 0
@@ -68,8 +69,7 @@ def join(rank: int, size: int, address: str, device: torch.device) -> Ranks:
         return ALONE
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
-    control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
-    return Ranks(rank, size, dist.group.WORLD, control)
+    return Ranks(rank, size, None, dist.new_group(backend="gloo") if backend == "nccl" else None)
 
 
 def leave() -> None:
