@@ -12,7 +12,7 @@ from typing import Any
 from pelton import errors, settings
 from pelton.cli.parser import make_parser
 from pelton.engine.account import error_kind
-from pelton.server.status import status_of
+from pelton.server.protocols.status import status_of
 
 DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- Made by docs/generate.py out of the code: change it there, then `make docs`. -->"

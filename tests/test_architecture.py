@@ -35,7 +35,7 @@ OWNERS = {
     "PIL": {"transforms/image.py"},
     "soundfile": {"transforms/audio.py"},
     "tokenizers": {"transforms/text.py"},
-    "prometheus_client": {"server/metrics.py"},
+    "prometheus_client": {"server/pages/metrics.py"},
     "starlette": {"server/"},
     "uvloop": {"server/", "cli/", "bench/"},
     "httptools": {"server/", "bench/"},

@@ -32,7 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pelton.packages import Manifest
 from pelton.records import Record, Window, WindowKey
 from pelton.records.snapshot import Lane, Snapshot, Usage, sums_of
-from pelton.server.metrics import render
+from pelton.server.pages.metrics import render
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

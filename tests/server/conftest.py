@@ -17,11 +17,11 @@ from pelton.records import Ledger, Record
 from pelton.replicas import Replica
 from pelton.runtimes.contract import LoadedModel
 from pelton.scheduling import Executor, LatencyModel
-from pelton.server.heads import Heads
-from pelton.server.http import Connection
 from pelton.server.inference import Dispatcher
-from pelton.server.limits import Limits
 from pelton.server.routes import Routes
+from pelton.server.wire.connection import Connection
+from pelton.server.wire.known_heads import Heads
+from pelton.server.wire.limits import Limits
 from pelton.testing import EchoModel, ManualClock
 from pelton.types import Signature, TensorSpec
 

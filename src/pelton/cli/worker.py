@@ -6,7 +6,7 @@ import sys
 
 from pelton.cli.logs import configure
 from pelton.errors import PeltonError
-from pelton.server.worker import run, take_over
+from pelton.server.workers.worker import run, take_over
 
 
 def main(arguments: list[str]) -> int:

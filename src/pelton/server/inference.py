@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from pelton.engine import Engine, Served
 from pelton.errors import Cancelled, InvalidInput, ModelFailed, Overloaded, PeltonError
-from pelton.server.asgi import App, AsgiExchange
-from pelton.server.codec import Answer, Codec, decompress
-from pelton.server.heading import date, head
-from pelton.server.http import JSON_TYPE, Connection, Request
-from pelton.server.inbox import Inbox
-from pelton.server.limits import Limits
+from pelton.server.protocols.codec import Answer, Codec, decompress
+from pelton.server.protocols.status import error_body, error_headers, status_of
 from pelton.server.routes import Route, Routes
-from pelton.server.status import error_body, error_headers, status_of
+from pelton.server.wire.answer_head import date, head
+from pelton.server.wire.asgi import App, AsgiExchange
+from pelton.server.wire.connection import JSON_TYPE, Connection, Request
+from pelton.server.wire.inbox import Inbox
+from pelton.server.wire.limits import Limits
 from pelton.types import Call
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from pelton.errors import SettingInvalid
 from pelton.packages import Package
 from pelton.registry import Registry
 from pelton.server import sinks
-from pelton.server.listener import bind
+from pelton.server.wire.listener import bind
 from pelton.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def serve(
     sock = sock or listen(settings)
     log.info("listening on http%s://%s:%d", "s" if settings.tls_cert else "", settings.host, sock.getsockname()[1])
     if settings.workers > 1:
-        from pelton.server.workers import Supervisor
+        from pelton.server.workers.supervisor import Supervisor
 
         return Supervisor(settings, registry, packages, sock).run()
     return run_loop(_serve_alone(settings, registry, packages, sock))

@@ -14,17 +14,17 @@ from pelton.packages import Package
 from pelton.records import Ledger
 from pelton.registry import Registry
 from pelton.scheduling import Executor
-from pelton.server.app import Site, lazy_app
 from pelton.server.fleet import Fleet
-from pelton.server.heads import Heads
-from pelton.server.http import Connection
-from pelton.server.inbox import Inbox
 from pelton.server.inference import Dispatcher, Forward
 from pelton.server.lifecycle import cores, settle_garbage, tls_context
-from pelton.server.limits import Limits
-from pelton.server.listener import Listener
 from pelton.server.routes import Routes
 from pelton.server.sinks import sinks_of
+from pelton.server.site import Site, lazy_app
+from pelton.server.wire.connection import Connection
+from pelton.server.wire.inbox import Inbox
+from pelton.server.wire.known_heads import Heads
+from pelton.server.wire.limits import Limits
+from pelton.server.wire.listener import Listener
 from pelton.settings import Settings
 
 log = logging.getLogger(__name__)

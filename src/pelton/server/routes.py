@@ -7,11 +7,11 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from pelton.engine import Served
-from pelton.server.codec import Codec
-from pelton.server.kserve import KserveCodec
-from pelton.server.limits import Limits
-from pelton.server.native import NativeCodec
-from pelton.server.oip import OipCodec
+from pelton.server.protocols.codec import Codec
+from pelton.server.protocols.kserve import KserveCodec
+from pelton.server.protocols.native import NativeCodec
+from pelton.server.protocols.oip import OipCodec
+from pelton.server.wire.limits import Limits
 
 CACHED: Final = 4096  # routes kept; a flood of invented names cannot grow it further
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from pelton import __version__
 from pelton.records import Window, WindowKey
 from pelton.records.snapshot import Lane, Snapshot, Usage, sums_of
-from pelton.server.app import Site
-from pelton.server.cards import card_of
+from pelton.server.pages.cards import card_of
+from pelton.server.site import Site
 
 RECENT_MINUTES = 2  # the current one and the one before: figures cover 60 to 120 s
 

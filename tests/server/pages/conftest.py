@@ -28,11 +28,11 @@ from pelton.packages import preprocess as pre
 from pelton.records import Ledger
 from pelton.registry import Registry
 from pelton.scheduling import Executor
-from pelton.server.app import Site
-from pelton.server.asgi import App
 from pelton.server.fleet import Fleet
-from pelton.server.limits import Limits
-from pelton.server.pages import make_app
+from pelton.server.pages.application import make_app
+from pelton.server.site import Site
+from pelton.server.wire.asgi import App
+from pelton.server.wire.limits import Limits
 from pelton.settings import Settings
 from pelton.types import Signature, TensorSpec
 

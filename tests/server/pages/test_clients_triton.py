@@ -128,7 +128,7 @@ def test_fields_of_a_table_are_tensors_with_one_element_per_row(client: Any) -> 
 
 
 def test_a_picture_goes_as_the_bytes_of_its_file(client: Any) -> None:
-    from pelton.server.examples import picture
+    from pelton.server.pages.examples import picture
 
     result = client.infer("grey", [tensor("picture", np.array([picture(), picture()], np.object_))])
     assert result.as_numpy("mean").tolist() == [128, 128]

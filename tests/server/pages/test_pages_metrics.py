@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from pelton.errors import InvalidInput
 from pelton.records import Histogram, Record, Window, WindowKey
 from pelton.records.snapshot import Lane, Snapshot, Usage, by_version, merged, sums_of
-from pelton.server.metrics import render
+from pelton.server.pages.metrics import render
 
 VERSION = "a" * 64
 

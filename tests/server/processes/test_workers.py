@@ -15,7 +15,7 @@ import pytest
 
 from pelton.packages import Package
 from pelton.registry import Registry
-from pelton.server.workers import FAILED_STARTS, PAUSE_LONGEST, STEADY_SECONDS, Restarts, Supervisor
+from pelton.server.workers.supervisor import FAILED_STARTS, PAUSE_LONGEST, STEADY_SECONDS, Restarts, Supervisor
 from pelton.settings import Settings
 from pelton.types import ModelRef
 

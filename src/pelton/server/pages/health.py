@@ -8,10 +8,10 @@ from starlette.responses import Response
 
 from pelton.engine import Served
 from pelton.errors import NotReady, Refused
-from pelton.server.answers import answer, failure, not_ready
-from pelton.server.app import Site
 from pelton.server.fleet import UNLOADED
-from pelton.server.metadata import NAME
+from pelton.server.pages.answers import answer, failure, not_ready
+from pelton.server.pages.metadata import NAME
+from pelton.server.site import Site
 
 STOPPING = "the server is stopping"
 

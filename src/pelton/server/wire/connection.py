@@ -17,12 +17,12 @@ from typing import Any, Final, Protocol
 import httptools
 import msgspec
 
-from pelton.server.framing import METHODS, SLASH, check_fields, checked_target, head_too_large, without_upgrade
-from pelton.server.heading import head
-from pelton.server.heads import Heads
-from pelton.server.inbox import Inbox
-from pelton.server.limits import Limits
-from pelton.server.status import HttpError, error_body
+from pelton.server.protocols.status import HttpError, error_body
+from pelton.server.wire.answer_head import head
+from pelton.server.wire.framing import METHODS, SLASH, check_fields, checked_target, head_too_large, without_upgrade
+from pelton.server.wire.inbox import Inbox
+from pelton.server.wire.known_heads import Heads
+from pelton.server.wire.limits import Limits
 
 log = logging.getLogger(__name__)
 

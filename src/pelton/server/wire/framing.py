@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from pelton.server.limits import Limits
-from pelton.server.status import HttpError
+from pelton.server.protocols.status import HttpError
+from pelton.server.wire.limits import Limits
 
 METHODS: Final = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"))
 SLASH: Final = 0x2F

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import gmtime, time
 from typing import Final
 
-from pelton.server.status import PHRASES
+from pelton.server.protocols.status import PHRASES
 
 _date: tuple[int, bytes] = (0, b"")
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

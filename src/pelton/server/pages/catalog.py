@@ -9,8 +9,8 @@ import msgspec
 
 from pelton.records import Window
 from pelton.records.snapshot import Lane, Snapshot, by_version, merged
-from pelton.server import cards
 from pelton.server.fleet import UNLOADED
+from pelton.server.pages import cards
 
 Key = tuple[str, str]
 

@@ -19,10 +19,10 @@ import pybase64
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput
-from pelton.server.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
-from pelton.server.http import Request
-from pelton.server.limits import Limits
-from pelton.server.tensors import PACK_LIMIT, out_of_range, packer
+from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
+from pelton.server.protocols.tensors import PACK_LIMIT, out_of_range, packer
+from pelton.server.wire.connection import Request
+from pelton.server.wire.limits import Limits
 from pelton.types import Array, Call, TensorSpec
 
 ELEMENT: Final = {"float": float, "int": int, "bool": bool}

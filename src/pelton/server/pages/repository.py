@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pelton.errors import InvalidInput, NotFound, PeltonError, Unsupported
-from pelton.server.answers import answer, parameters
-from pelton.server.app import Site
 from pelton.server.fleet import LOADING
+from pelton.server.pages.answers import answer, parameters
+from pelton.server.site import Site
 from pelton.types import check_name
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,9 @@ import msgspec
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput, Unsupported
-from pelton.server.codec import BAD_JSON, Answer, Asked, bad_json, check_json_size, encode
-from pelton.server.http import Request
-from pelton.server.limits import Limits
-from pelton.server.native import ELEMENT
-from pelton.server.tensors import (
+from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, bad_json, check_json_size, encode
+from pelton.server.protocols.native import ELEMENT
+from pelton.server.protocols.tensors import (
     PACK_LIMIT,
     array_of,
     check_shape,
@@ -27,6 +25,8 @@ from pelton.server.tensors import (
     to_binary,
     to_list,
 )
+from pelton.server.wire.connection import Request
+from pelton.server.wire.limits import Limits
 from pelton.types import Array, Call, TensorSpec
 
 LENGTH_HEADER: Final = b"inference-header-content-length"

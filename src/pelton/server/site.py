@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pelton.engine import Engine
-from pelton.server.asgi import App, Message
 from pelton.server.fleet import Fleet
-from pelton.server.limits import Limits
+from pelton.server.wire.asgi import App, Message
+from pelton.server.wire.limits import Limits
 from pelton.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def lazy_app(site: Site) -> App:
 
     async def app(scope: Message, receive: object, send: object) -> None:
         if not made:
-            from pelton.server.pages import make_app
+            from pelton.server.pages.application import make_app
 
             made.append(make_app(site))
         await made[0](scope, receive, send)  # type: ignore[arg-type]  # passed through as they came

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from pelton.server.http import Connection
-from pelton.server.listener import FULL_BODY, Listener, bind
+from pelton.server.wire.connection import Connection
+from pelton.server.wire.listener import FULL_BODY, Listener, bind
 from pelton.testing import EchoModel
 from pelton.types import Array, Signature, TensorSpec
 

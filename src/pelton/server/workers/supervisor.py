@@ -26,8 +26,9 @@ import msgspec
 from pelton.errors import NotFound, NotReady, PeltonError
 from pelton.packages import Package
 from pelton.registry import Registry
-from pelton.server.board import AWAY, Board
-from pelton.server.channel import (
+from pelton.server.lifecycle import cores
+from pelton.server.workers.board import AWAY, Board
+from pelton.server.workers.channel import (
     Asked,
     Change,
     Channel,
@@ -42,8 +43,7 @@ from pelton.server.channel import (
     Stop,
     done,
 )
-from pelton.server.lifecycle import cores
-from pelton.server.placement import Weight, place, weigh
+from pelton.server.workers.placement import Weight, place, weigh
 from pelton.settings import Settings
 from pelton.types import ModelRef
 

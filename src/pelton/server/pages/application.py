@@ -16,19 +16,19 @@ from starlette.routing import Route
 
 from pelton.engine import Served
 from pelton.errors import NotFound, PeltonError, Unsupported
-from pelton.server import examples
-from pelton.server.answers import JSON, answer, failure, plain_failure
-from pelton.server.app import Site
-from pelton.server.asgi import App
-from pelton.server.cards import read
-from pelton.server.catalog import catalog, lanes_of
-from pelton.server.health import Health, find, waiting
-from pelton.server.metadata import model_config, model_metadata, server_metadata
-from pelton.server.metrics import in_parts
-from pelton.server.openapi import document
-from pelton.server.page import page
-from pelton.server.repository import Repository
-from pelton.server.statistics import statistics
+from pelton.server.pages import examples
+from pelton.server.pages.answers import JSON, answer, failure, plain_failure
+from pelton.server.pages.cards import read
+from pelton.server.pages.catalog import catalog, lanes_of
+from pelton.server.pages.health import Health, find, waiting
+from pelton.server.pages.metadata import model_config, model_metadata, server_metadata
+from pelton.server.pages.metrics import in_parts
+from pelton.server.pages.openapi import document
+from pelton.server.pages.page import page
+from pelton.server.pages.repository import Repository
+from pelton.server.pages.statistics import statistics
+from pelton.server.site import Site
+from pelton.server.wire.asgi import App
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

@@ -10,7 +10,7 @@ from pelton.packages import preprocess as pre
 from pelton.types import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
-    from pelton.server.cards import Field
+    from pelton.server.pages.cards import Field
 
 Json = dict[str, Any]
 

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import msgspec
 
 from pelton import __version__
-from pelton.server.cards import EXAMPLE_LIMIT, Card
-from pelton.server.openapi_routes import HEADERS, REQUEST_HEADERS, RESPONSES, SCHEMAS, fixed_paths
+from pelton.server.pages.cards import EXAMPLE_LIMIT, Card
+from pelton.server.pages.openapi_routes import HEADERS, REQUEST_HEADERS, RESPONSES, SCHEMAS, fixed_paths
 
 VERSION: Final = {"$ref": "#/components/parameters/version"}
 ANSWER_HEADERS: Final = ("pelton-version", "pelton-batch-rows", "server-timing", "x-request-id")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pelton.server.inbox import LOT, Inbox
+from pelton.server.wire.inbox import LOT, Inbox
 from pelton.testing.clock import ManualClock
 
 

@@ -15,11 +15,11 @@ import msgspec
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput, TooLarge
-from pelton.server.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
-from pelton.server.http import Request
-from pelton.server.limits import Limits
-from pelton.server.native import vector_type
-from pelton.server.tensors import array_of
+from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
+from pelton.server.protocols.native import vector_type
+from pelton.server.protocols.tensors import array_of
+from pelton.server.wire.connection import Request
+from pelton.server.wire.limits import Limits
 from pelton.types import Array, Call
 
 MAX_INSTANCES = 65_536

@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import Final
 
-from pelton.server.http import Connection
+from pelton.server.wire.connection import Connection
 
 AWAY: Final = 2**31 - 1  # of a worker that takes none: it is not up
 BOARD: Final = "connections"  # the file's name

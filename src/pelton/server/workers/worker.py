@@ -21,16 +21,28 @@ from pelton.errors import NotReady, PeltonError
 from pelton.packages import Package
 from pelton.records.snapshot import Snapshot
 from pelton.registry import Registry
-from pelton.server.asgi import App, Message
-from pelton.server.board import BOARD, Board, Counted
-from pelton.server.channel import Asked, Change, Channel, Closed, Done, Drained, Finish, Handover, Serving, Stop, done
-from pelton.server.forward import Forward, Link, Sibling
-from pelton.server.http import Connection, Request
 from pelton.server.inference import Dispatcher, reply_error, request_id
 from pelton.server.lifecycle import end_now, run_loop
-from pelton.server.listener import BACKLOG, Listener
-from pelton.server.placement import EVERYWHERE
 from pelton.server.process import Server
+from pelton.server.wire.asgi import App, Message
+from pelton.server.wire.connection import Connection, Request
+from pelton.server.wire.listener import BACKLOG, Listener
+from pelton.server.workers.board import BOARD, Board, Counted
+from pelton.server.workers.channel import (
+    Asked,
+    Change,
+    Channel,
+    Closed,
+    Done,
+    Drained,
+    Finish,
+    Handover,
+    Serving,
+    Stop,
+    done,
+)
+from pelton.server.workers.forward import Forward, Link, Sibling
+from pelton.server.workers.placement import EVERYWHERE
 from pelton.types import ModelRef
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import msgspec
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput, TooLarge
-from pelton.server.http import Request
-from pelton.server.limits import Limits
-from pelton.server.status import UnknownEncoding
+from pelton.server.protocols.status import UnknownEncoding
+from pelton.server.wire.connection import Request
+from pelton.server.wire.limits import Limits
 from pelton.types import Array, Call, Fields
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pelton.server.placement import EVERYWHERE, Weight, place
+from pelton.server.workers.placement import EVERYWHERE, Weight, place
 
 WEIGHTS = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.builds(Weight, st.integers(0, 1000), st.booleans())

@@ -9,9 +9,9 @@ import msgspec
 
 from pelton.engine import Served
 from pelton.packages import preprocess as pre
-from pelton.server import examples
-from pelton.server.metadata import inputs
-from pelton.server.schemas import answer_schema, row_schema
+from pelton.server.pages import examples
+from pelton.server.pages.metadata import inputs
+from pelton.server.pages.schemas import answer_schema, row_schema
 
 EXAMPLE_LIMIT: Final = 4096  # bytes of an example that stands in documents; larger ones are linked
 

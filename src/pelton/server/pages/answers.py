@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pelton.errors import InvalidInput, PeltonError, Refused, TooLarge
-from pelton.server.status import error_body, error_headers, status_of
+from pelton.server.protocols.status import error_body, error_headers, status_of
 
 BODY_LIMIT = 1024 * 1024  # of requests that only carry parameters
 JSON = "application/json"  # exactly: some clients show an error's text only then

@@ -17,8 +17,8 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from pelton.errors import NotReady, PeltonError
-from pelton.server.http import Connection, Request
 from pelton.server.routes import Route
+from pelton.server.wire.connection import Connection, Request
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote
 
-from pelton.server.heading import date
-from pelton.server.http import Connection, Request
-from pelton.server.status import PHRASES, error_body
+from pelton.server.protocols.status import PHRASES, error_body
+from pelton.server.wire.answer_head import date
+from pelton.server.wire.connection import Connection, Request
 
 log = logging.getLogger(__name__)
 

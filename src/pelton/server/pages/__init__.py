@@ -1,0 +1,1 @@
+"""Everything beside inference: an ASGI application over the site."""

@@ -1,0 +1,1 @@
+"""Bodies of each protocol to calls and back."""

@@ -1,0 +1,1 @@
+"""The HTTP side: sockets, bytes, requests and answers; knows no model."""
