@@ -13,16 +13,23 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "pelton"
 FLOORS = [
     {"errors", "types"},
-    {"settings", "artifacts"},
+    {"settings", "artifacts", "store"},
     {"packages", "records", "scheduling"},
-    {"runtimes", "transforms", "registry"},
-    {"replicas", "importers"},
-    {"engine"},
+    {"runtimes", "transforms", "registry", "deployments", "events"},
+    {"replicas", "importers", "routing", "rollout"},
+    {"engine", "control"},
     {"server", "bench"},
     {"cli", "__main__", "api", "__init__"},  # `import pelton` is a face of the whole; it loads on demand
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-SIBLINGS_APART = {"server", "bench", "records", "scheduling"}  # rooms that import no other room of their floor
+SIBLINGS_APART = {
+    "server",
+    "bench",
+    "records",
+    "scheduling",
+    "engine",
+    "control",
+}  # rooms that import no other room of their floor
 ANYTHING = {"testing"}
 # library -> files that may import it; a folder ends with a slash
 OWNERS = {
@@ -38,6 +45,7 @@ OWNERS = {
     "prometheus_client": {"server/pages/metrics.py"},
     "starlette": {"server/"},
     "uvloop": {"server/", "cli/", "bench/"},
+    "sqlalchemy": {"store/", "registry.py", "deployments.py", "events.py"},
     "httptools": {"server/", "bench/"},
 }
 # They take what their GPU kernels take; a class for it would be built once per layer and token.

@@ -12,6 +12,7 @@ PeltonError
 ├── DeadlineExceeded    the caller's own deadline passed
 ├── Cancelled           the caller left; nobody reads this
 ├── ModelFailed         the model raised, or answered something that its signature forbids
+├── Conflict            somebody else changed it first: look at what it is now, then try again
 ├── PackageInvalid      a model package, or a source that should become one, is not usable
 │   ├── SourceInvalid   `pelton add` cannot read that source
 │   ├── ArtifactCorrupt a file is not the one that the version names
@@ -87,6 +88,10 @@ class Cancelled(PeltonError):
 
 class ModelFailed(PeltonError):
     """The model raised, or returned something that does not fit its signature."""
+
+
+class Conflict(PeltonError):
+    """A compare-and-swap found another state than the one that the change was meant for."""
 
 
 class PackageInvalid(PeltonError):

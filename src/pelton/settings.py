@@ -30,6 +30,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a process of Pelton runs. Sizes are MiB, times seconds."""
 
     home: Annotated[str, _about("folder of models, versions and settings")] = "~/.pelton"
+    store: Annotated[
+        str, _about("database of models and deployments: sqlite:///FILE or postgresql://...; empty: a file in the home")
+    ] = ""
     host: Annotated[str, _about("address to listen on; 0.0.0.0 or :: for all")] = "127.0.0.1"
     port: Annotated[int, _about("TCP port to listen on; 0 takes a free one", ge=0, le=65535)] = 8080
     workers: Annotated[int, _about("processes that share the port", ge=1, le=256)] = 1
@@ -50,11 +53,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_cert: Annotated[str, _about("PEM file with the certificate chain; turns TLS on")] = ""
     tls_key: Annotated[str, _about("PEM file with the private key")] = ""
     trust: Annotated[str, _about("models whose own Python code may run: names with commas, or * for all")] = ""
+    admin_token: Annotated[str, _about("what the admin API asks for; without one it answers this machine only")] = ""
+    keep_warm: Annotated[
+        float, _about("how long the version that served before stays in memory, so that a rollback is instant", ge=0)
+    ] = 3600.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _about("least severity that is logged")] = "info"
     log_format: Annotated[Literal["text", "json"], _about("form of log lines")] = "text"
     access_log: Annotated[bool, _about("one log line per call, beside those of errors")] = False
     slow_ms: Annotated[float, _about("calls slower than this are logged; 0: none", ge=0)] = 0.0
     otel_endpoint: Annotated[str, _about("OTLP/HTTP address that receives a span per call (extra 'otel')")] = ""
+
+    @property
+    def store_url(self) -> str:
+        """Where the store is."""
+        return self.store or f"sqlite:///{self.home_path / 'pelton.db'}"
 
     @property
     def home_path(self) -> Path:

@@ -41,11 +41,11 @@ def record_of(model: str, version: str, call: Call, outcome: Outcome, now: float
     if batch is None:
         return Record(
             model, version, call.protocol, call.tenant, call.rows, 0, reason, kind,
-            now, call.prepared, 0.0, 0.0, now - call.received, 0.0, call.request_id, call.trace,
+            now, call.prepared, 0.0, 0.0, now - call.received, 0.0, call.request_id, call.trace, call.route, call.key,
         )  # fmt: skip
     rows, run = call.rows, batch.run_seconds
     return Record(
         model, version, call.protocol, call.tenant, rows, batch.rows, reason or batch.reason, kind,
         now, call.prepared, batch.started - call.queued, run, now - call.received, run * rows / batch.rows,
-        call.request_id, call.trace,
+        call.request_id, call.trace, call.route, call.key,
     )  # fmt: skip

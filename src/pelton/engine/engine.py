@@ -119,7 +119,7 @@ class Engine:
             )
         )
 
-    def turn_away(self, served: Served, protocol: str, received: float) -> None:
+    def turn_away(self, served: Served, protocol: str, received: float, route: int = 0, key: int = 0) -> None:
         """Records a request that was refused before it was decoded."""
         now = self.clock()
         record = Record(
@@ -137,6 +137,10 @@ class Engine:
             0.0,
             now - received,
             0.0,
+            "",
+            "",
+            route,
+            key,
         )
         self.ledger.append(record)
         if self.ledger.full():

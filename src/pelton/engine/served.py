@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple, Protocol
+
 from pelton.errors import NotFound, NotReady
 from pelton.replicas import Replica
 from pelton.scheduling import Scheduler
+from pelton.types import Call
+
+
+class Pick(NamedTuple):
+    """Which version a split has chosen for a call. `route` and `key` go into the call and its record."""
+
+    served: Served
+    route: int
+    key: int
+
+
+class Split(Protocol):
+    """Shares the calls of a model between its deployed version and a candidate."""
+
+    def pick(self, key: bytes | None) -> Pick:
+        """The version for one call. `key`: what the caller sent to be treated alike every time, or None."""
+
+
+class Mirror(Protocol):
+    """Sends copies of the calls of a version to its shadow."""
+
+    def watch(self, call: Call) -> None:
+        """Sees a call before it is submitted. May wrap `call.done`; must never raise, delay or change the call."""
 
 
 class Served:
@@ -18,6 +43,8 @@ class Served:
         self.version = replica.version
         self.short_version = replica.version[:12]  # as people and headers name it
         self.wire_version = self.short_version.encode()
+        self.split: Split | None = None  # set on a deployed version while it has a candidate
+        self.mirror: Mirror | None = None  # set on a deployed version while it has a shadow
 
 
 class Directory:

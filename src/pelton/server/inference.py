@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from pelton.engine import Engine, Served
+from pelton.engine import Engine, Pick, Served
 from pelton.errors import Cancelled, InvalidInput, ModelFailed, Overloaded, PeltonError
 from pelton.server.protocols.codec import Answer, Codec, decompress
 from pelton.server.protocols.status import error_body, error_headers, status_of
@@ -28,6 +28,7 @@ BATCH_HEAD: Final = b"HTTP/1.1 200 OK\r\ndate: %b\r\npelton-version: %b\r\npelto
 CALL_HEAD: Final = b"%b%.3f%b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n"
 BUSY: Final = "the queue of this model is full: an answer would come later than its target; try again"
 CLOSE: Final = b"connection: close\r\n"
+KEY: Final = b"pelton-key"  # calls with the same key go to the same version while a canary runs
 MAX_ID: Final = 128
 COMPRESS_FROM: Final = 8 * 1024
 
@@ -35,14 +36,23 @@ COMPRESS_FROM: Final = 8 * 1024
 class Inference:
     """One inference on one connection."""
 
-    __slots__ = ("_codec", "_connection", "_context", "_engine", "_request", "_served", "call")
+    __slots__ = ("_codec", "_connection", "_context", "_engine", "_pick", "_request", "_served", "call")
 
-    def __init__(self, engine: Engine, connection: Connection, request: Request, served: Served, codec: Codec) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        connection: Connection,
+        request: Request,
+        served: Served,
+        codec: Codec,
+        pick: Pick | None = None,
+    ) -> None:
         self._engine = engine
         self._connection = connection
         self._request = request
         self._served = served
         self._codec = codec
+        self._pick = pick
         self._context: Any = None
         self.call: Call | None = None
 
@@ -75,6 +85,11 @@ class Inference:
             request_id=request_id(request),
             trace=trace,
         )
+        pick = self._pick
+        if pick is not None:
+            call.route, call.key = pick.route, pick.key
+        if served.mirror is not None:
+            served.mirror.watch(call)
         connection = self._connection
         connection.exchange = self
         last = connection.last_reply
@@ -174,9 +189,12 @@ class Dispatcher:
         scheduler = served.scheduler
         return scheduler.behind() and scheduler.one_more(self._engine.clock()) > request.received + served.target
 
-    def _turn_away(self, connection: Connection, request: Request, route: Route, served: Served) -> None:
+    def _turn_away(
+        self, connection: Connection, request: Request, route: Route, served: Served, pick: Pick | None
+    ) -> None:
         """Refuses as cheaply as can be: under overload most of the work would be refusing."""
-        self._engine.turn_away(served, route.protocol, request.received)
+        _, lane, key = pick or (served, 0, 0)
+        self._engine.turn_away(served, route.protocol, request.received, lane, key)
         if request.special or not request.keep_alive:
             reply_error(connection, request, Overloaded(BUSY, retry_after=served.target), request_id(request))
             return
@@ -190,10 +208,14 @@ class Dispatcher:
     def _infer(self, connection: Connection, request: Request, route: Route) -> None:
         try:
             served = self._engine.resolve(route.name, route.version)
+            pick = None
+            if served.split is not None and not route.version:
+                pick = served.split.pick(request.header(KEY) if request.special else None)
+                served = pick.served
             if self._too_busy(request, served):
-                self._turn_away(connection, request, route, served)
+                self._turn_away(connection, request, route, served, pick)
                 return
-            Inference(self._engine, connection, request, served, route.codec(served)).begin(self._limits)
+            Inference(self._engine, connection, request, served, route.codec(served), pick).begin(self._limits)
         except PeltonError as error:
             if self._forward is not None and self._forward(connection, request, route):
                 return

@@ -24,6 +24,7 @@ STATUS: Final[tuple[tuple[type[errors.PeltonError], int], ...]] = (
     (errors.DeadlineExceeded, 504),
     (errors.Cancelled, 499),
     (errors.Untrusted, 403),
+    (errors.Conflict, 409),
     (errors.PackageInvalid, 400),
     (errors.ModelFailed, 500),
 )
@@ -31,7 +32,7 @@ STATUS: Final[tuple[tuple[type[errors.PeltonError], int], ...]] = (
 MESSAGE_LIMIT: Final = 2000  # characters of an error: names in it may come from the caller
 
 PHRASES: Final = {
-    200: "OK", 204: "No Content", 302: "Found", 304: "Not Modified", 307: "Temporary Redirect", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    200: "OK", 204: "No Content", 302: "Found", 304: "Not Modified", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
     408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 414: "URI Too Long",
     415: "Unsupported Media Type", 417: "Expectation Failed", 429: "Too Many Requests",
     431: "Request Header Fields Too Large", 499: "Client Closed Request", 500: "Internal Server Error",

@@ -35,6 +35,7 @@ SPECIAL: Final = frozenset(
         b"x-request-id",
         b"traceparent",
         b"tracestate",
+        b"pelton-key",
         b"pelton-timeout-ms",
         b"pelton-priority",
         b"authorization",

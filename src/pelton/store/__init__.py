@@ -1,0 +1,1 @@
+"""The store: tables, numbered migrations, connections. SQLite by default, PostgreSQL by URL."""
