@@ -1,11 +1,15 @@
-"""W3C trace context, level 1: what the header `traceparent` says. https://www.w3.org/TR/trace-context/"""
+"""W3C trace context: what the header `traceparent` says. https://www.w3.org/TR/trace-context/"""
 
 from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
 
-_FORM: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+# Version 00 ends after its flags. Later versions may go on after a hyphen; what version 00 knows of them is read.
+_FORM: Final = re.compile(
+    rb"(?:(00)|(?!00|ff)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?(1)|(?:-.*)?)"
+)
+LONGEST: Final = 512  # of a version that is not known yet
 
 
 class Parent(NamedTuple):
@@ -16,7 +20,16 @@ class Parent(NamedTuple):
     sampled: bool
 
 
+def valid_traceparent(header: bytes) -> bool:
+    """Whether `traceparent` is well-formed. What is not must be ignored, says the W3C."""
+    return len(header) <= LONGEST and _FORM.fullmatch(header) is not None
+
+
 def parse(traceparent: str) -> Parent | None:
     """The caller's span, or None where the header is absent or malformed (it must then be ignored, says the W3C)."""
-    match = _FORM.fullmatch(traceparent)
-    return Parent(match[1], match[2], bool(int(match[3], 16) & 1)) if match else None
+    if len(traceparent) > LONGEST or not traceparent.isascii():
+        return None
+    match = _FORM.fullmatch(traceparent.encode())
+    if match is None:
+        return None
+    return Parent(match[2].decode(), match[3].decode(), bool(int(match[4], 16) & 1))
