@@ -15,8 +15,8 @@ FLOORS = [
     {"errors", "types"},
     {"settings", "artifacts", "store"},
     {"packages", "records", "scheduling"},
-    {"runtimes", "transforms", "registry", "deployments", "events"},
-    {"replicas", "importers", "routing", "rollout"},
+    {"runtimes", "transforms", "registry", "deployments", "events", "rollout"},
+    {"replicas", "importers", "routing"},
     {"engine", "control"},
     {"server", "bench"},
     {"cli", "__main__", "api", "__init__"},  # `import pelton` is a face of the whole; it loads on demand
