@@ -49,6 +49,37 @@ def test_readiness_turns_503_when_the_server_stops_and_liveness_does_not(visit: 
     visit(test, "linear")
 
 
+class HangingSiblings:
+    """Workers of which none answers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def snapshots(self) -> dict[int, Snapshot | None]:
+        self.asked += 1
+        await asyncio.Event().wait()
+        raise AssertionError("nobody answers")
+
+    async def change(self, action: str, name: str) -> None:
+        raise AssertionError("nobody is told")
+
+
+def test_liveness_does_not_wait_for_a_worker_that_hangs(visit: Visit) -> None:
+    async def test(house: Any) -> None:
+        house.site.siblings = siblings = HangingSiblings()
+        async with asyncio.timeout(20):
+            live = await house.ask("GET", "/v2/health/live")
+        assert (live.status, live.json) == (200, {"live": True, "ready": True, "name": "pelton"})
+        assert siblings.asked == 0
+        ready = asyncio.ensure_future(house.ask("GET", "/v2/health/ready"))
+        while not siblings.asked:
+            await asyncio.sleep(0)
+        assert not ready.done()  # readiness is that of all
+        ready.cancel()
+
+    visit(test, "linear")
+
+
 def test_a_model_that_loads_keeps_the_server_from_being_ready_until_it_serves(visit: Visit, own_home: Path) -> None:
     async def test(house: Any) -> None:
         gate = threading.Event()

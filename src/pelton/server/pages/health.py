@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,10 +19,17 @@ STOPPING = "the server is stopping"
 
 
 async def waiting(site: Site) -> str:
-    """Why this server should not get calls, or nothing."""
-    if site.stopping:
-        return STOPPING
-    for name, state in (await site.states()).items():
+    """Why this server should not get calls, or nothing. Asks the other workers."""
+    return STOPPING if site.stopping else _first(await site.states())
+
+
+def _waiting_here(site: Site) -> str:
+    """The same of this process alone, at once."""
+    return STOPPING if site.stopping else _first(site.engine.directory.states())
+
+
+def _first(states: Mapping[str, str]) -> str:
+    for name, state in states.items():
         if state != UNLOADED:
             return f"{name!r} cannot answer: {state}"
     return ""
@@ -33,8 +42,9 @@ class Health:
         self._site = site
 
     async def live(self, request: Request) -> Response:
-        """200 as long as the process answers at all."""
-        return answer({"live": True, "ready": not await waiting(self._site), "name": NAME})
+        """200 as long as the process answers at all: no sibling is asked, for one that hangs must not cost this one its
+        life. `ready` is that of this process."""
+        return answer({"live": True, "ready": not _waiting_here(self._site), "name": NAME})
 
     async def ready(self, request: Request) -> Response:
         """503 while the server stops, and while a model loads or has failed."""
