@@ -2,6 +2,9 @@
 
 Changes are compare-and-swap on a revision, kept in an append-only history with who and why. Server processes watch the
 revisions and converge (`pelton.server.control`); they report here what they run, and the evidence that they saw.
+
+SQLAlchemy is imported by what needs it: looking at the present state, which processes do at their start and several
+times a second, does without on SQLite.
 """
 
 from __future__ import annotations
@@ -11,16 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
-from pelton import events
 from pelton.errors import Conflict, PeltonError
 from pelton.rollout.state import OPEN, Rollout, Stretch
-from pelton.store import tables
+from pelton.store import Store
 
 if TYPE_CHECKING:
-    from pelton.store import Store
+    from sqlalchemy import Connection, Row, Table
 
 LIVE_SECONDS: Final = 15.0  # a process that has been silent for longer is taken for dead
 KEPT_SECONDS: Final = 3600.0  # reports of the dead are cleared after this
@@ -103,27 +103,26 @@ class Deployments:
 
     def get(self, name: str) -> Deployment | None:
         """What should answer for a model; None: it was never deployed. An undeployed one has the version ""."""
-        with self._store.read() as connection:
-            return _deployment(connection, name)
+        rows = self._store.rows("deployments", name=name)
+        return _read(rows[0]["spec"], Deployment) if rows else None
 
     def all(self) -> dict[str, Deployment]:
-        """Every model that was ever deployed."""
-        with self._store.read() as connection:
-            rows = connection.execute(select(tables.deployments.c.spec))
-            found = [_read(row.spec, Deployment) for row in rows]
-        return {deployment.name: deployment for deployment in found}
+        """Every model that was ever deployed, by name."""
+        return {
+            row["name"]: _read(row["spec"], Deployment) for row in sorted(self._store.rows("deployments"), key=_name)
+        }
 
     def revisions(self) -> dict[str, int]:
         """The revision of every deployment: the cheap question whether anything has changed."""
-        table = tables.deployments
-        with self._store.read() as connection:
-            return {row.name: row.revision for row in connection.execute(select(table.c.name, table.c.revision))}
+        return {row["name"]: row["revision"] for row in self._store.rows("deployments")}
 
     def change(self, new: Deployment, expect: int, actor: str, action: str, why: str = "") -> Deployment:
         """Makes `new` the state of its model, if that is still at revision `expect` (0: never deployed).
 
         Returns it with its revision, `expect` + 1. State, history and event are written together or not at all.
         Raises Conflict."""
+        from pelton import events
+
         with self._store.write() as connection:
             changed = self._swap(connection, new, expect, actor, action, why)
             events.append(connection, action, new.name, actor, _details(changed, why), self._clock())
@@ -131,7 +130,10 @@ class Deployments:
 
     def history(self, name: str, limit: int = 50, before: int | None = None) -> list[Change]:
         """Changes of a model's deployment, the newest first; with `before`, those of lower revisions only."""
-        table = tables.deployment_history
+        from sqlalchemy import select
+
+        from pelton.store.tables import deployment_history as table
+
         query = select(table).where(table.c.name == name).order_by(table.c.revision.desc()).limit(limit)
         if before is not None:
             query = query.where(table.c.revision < before)
@@ -142,25 +144,18 @@ class Deployments:
 
     def rollout(self, key: str) -> Rollout | None:
         """One rollout by its id."""
-        table = tables.rollouts
-        with self._store.read() as connection:
-            spec = connection.execute(select(table.c.spec).where(table.c.id == key)).scalar_one_or_none()
-        return None if spec is None else _read(spec, Rollout)
+        rows = self._store.rows("rollouts", id=key)
+        return _read(rows[0]["spec"], Rollout) if rows else None
 
     def open_rollouts(self) -> list[Rollout]:
-        """Every rollout that may still change."""
-        table = tables.rollouts
-        with self._store.read() as connection:
-            rows = connection.execute(select(table.c.spec).where(table.c.open == 1).order_by(table.c.started_at))
-            return [_read(row.spec, Rollout) for row in rows]
+        """Every rollout that may still change, the oldest first."""
+        rows = self._store.rows("rollouts", open=1)
+        return [_read(row["spec"], Rollout) for row in sorted(rows, key=_started)]
 
     def rollouts(self, name: str, limit: int = 50) -> list[Rollout]:
         """Rollouts of a model, the newest first."""
-        table = tables.rollouts
-        query = select(table.c.spec).where(table.c.name == name)
-        query = query.order_by(table.c.started_at.desc(), table.c.id.desc()).limit(limit)
-        with self._store.read() as connection:
-            return [_read(row.spec, Rollout) for row in connection.execute(query)]
+        rows = sorted(self._store.rows("rollouts", name=name), key=_started, reverse=True)
+        return [_read(row["spec"], Rollout) for row in rows[:limit]]
 
     def change_rollout(
         self,
@@ -176,6 +171,8 @@ class Deployments:
 
         `deployment` is the new state; its `revision` is that of the state it was made from, and counts up by one.
         `details` go into the event. Returns both with their revisions. Raises Conflict, and then neither has moved."""
+        from pelton import events
+
         rollout = msgspec.structs.replace(new, revision=expect + 1)
         with self._store.write() as connection:
             _swap_rollout(connection, rollout, expect)
@@ -194,46 +191,45 @@ class Deployments:
 
     def report(self, process: str, status: ProcessStatus) -> None:
         """Replaces the report of a process; a sign of life."""
-        table = tables.processes
+        from sqlalchemy import delete
+
+        from pelton.store.tables import processes as table
+
         now = self._clock()
-        values = {"at": now, "status": _text(status)}
-        with self._store.write() as connection:
-            done = connection.execute(update(table).where(table.c.id == process).values(values))
-            if not done.rowcount:
+        with self._store.write(alone=False) as connection:
+            if _put(connection, table, {"id": process}, {"at": now, "status": _text(status)}):
                 connection.execute(delete(table).where(table.c.at < now - KEPT_SECONDS))
-                connection.execute(insert(table).values(id=process, **values))
 
     def forget(self, process: str) -> None:
         """Takes a process's report away: it has ended."""
-        with self._store.write() as connection:
-            connection.execute(delete(tables.processes).where(tables.processes.c.id == process))
+        from sqlalchemy import delete
+
+        from pelton.store.tables import processes as table
+
+        with self._store.write(alone=False) as connection:
+            connection.execute(delete(table).where(table.c.id == process))
 
     def processes(self, max_age: float = LIVE_SECONDS) -> dict[str, ProcessStatus]:
         """Reports of the processes that gave a sign of life in the last `max_age` seconds, by process id."""
-        table = tables.processes
-        query = select(table).where(table.c.at >= self._clock() - max_age).order_by(table.c.id)
-        with self._store.read() as connection:
-            return {row.id: _read(row.status, ProcessStatus) for row in connection.execute(query)}
+        since = self._clock() - max_age
+        rows = [row for row in self._store.rows("processes") if row["at"] >= since]
+        return {row["id"]: _read(row["status"], ProcessStatus) for row in sorted(rows, key=lambda row: str(row["id"]))}
 
     def put_evidence(self, name: str, process: str, stretch: Stretch) -> None:
         """Replaces what one process saw of the calls that `stretch.route` routed. Counts only grow."""
-        table = tables.evidence
-        values = {"at": self._clock(), "counts": _text(stretch)}
-        mine = (table.c.name == name, table.c.route == stretch.route, table.c.process == process)
-        with self._store.write() as connection:
-            done = connection.execute(update(table).where(*mine).values(values))
-            if not done.rowcount:
-                connection.execute(insert(table).values(name=name, route=stretch.route, process=process, **values))
+        from pelton.store.tables import evidence as table
+
+        mine = {"name": name, "route": stretch.route, "process": process}
+        with self._store.write(alone=False) as connection:
+            _put(connection, table, mine, {"at": self._clock(), "counts": _text(stretch)})
 
     def evidence(self, name: str, routes: Iterable[int]) -> list[Stretch]:
         """What all processes saw, one stretch a route, in the order of routes; routes without evidence are left out."""
-        table = tables.evidence
-        query = select(table.c.counts).where(table.c.name == name, table.c.route.in_(list(routes)))
-        with self._store.read() as connection:
-            rows = connection.execute(query.order_by(table.c.route, table.c.process)).all()
+        wanted = sorted(set(routes))
+        rows = [row for route in wanted for row in self._store.rows("evidence", name=name, route=route)]
         merged: dict[int, Stretch] = {}
         for row in rows:
-            stretch = _read(row.counts, Stretch)
+            stretch = _read(row["counts"], Stretch)
             if stretch.route in merged:
                 merged[stretch.route].add(stretch)
             else:
@@ -244,63 +240,67 @@ class Deployments:
         self, connection: Connection, new: Deployment, expect: int, actor: str, action: str, why: str
     ) -> Deployment:
         """The compare-and-swap of one deployment, with its row of history."""
-        changed = msgspec.structs.replace(new, revision=expect + 1)
-        table = tables.deployments
-        values = {"revision": changed.revision, "spec": _text(changed)}
-        if expect:
-            done = connection.execute(
-                update(table).where(table.c.name == new.name, table.c.revision == expect).values(values)
-            )
-            if not done.rowcount:
-                raise _conflict(connection, new.name, expect)
-        elif _deployment(connection, new.name) is not None:
+        from sqlalchemy import insert, select
+
+        from pelton.store.tables import deployment_history, deployments
+
+        found = connection.execute(select(deployments.c.revision).where(deployments.c.name == new.name)).scalar()
+        if (found or 0) != expect:
             raise _conflict(connection, new.name, expect)
-        else:
-            try:
-                connection.execute(insert(table).values(name=new.name, **values))
-            except IntegrityError:  # somebody else's first deployment came between
-                raise Conflict(f"somebody else has just deployed {new.name!r}; look at it, then try again") from None
+        changed = msgspec.structs.replace(new, revision=expect + 1)
+        values = {"revision": changed.revision, "spec": _text(changed)}
+        _put(connection, deployments, {"name": new.name}, values)
         connection.execute(
-            insert(tables.deployment_history).values(
+            insert(deployment_history).values(
                 name=new.name, at=self._clock(), actor=actor, action=action, why=why, **values
             )
         )
         return changed
 
 
-def _deployment(connection: Connection, name: str) -> Deployment | None:
-    table = tables.deployments
-    spec = connection.execute(select(table.c.spec).where(table.c.name == name)).scalar_one_or_none()
-    return None if spec is None else _read(spec, Deployment)
+def _put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Changes the row of that key, or adds it; True: it is new. For keys that nobody else writes meanwhile."""
+    from sqlalchemy import insert, update
+
+    same = [table.c[column] == value for column, value in key.items()]
+    if connection.execute(update(table).where(*same).values(values)).rowcount:
+        return False
+    connection.execute(insert(table).values(**key, **values))
+    return True
 
 
 def _swap_rollout(connection: Connection, rollout: Rollout, expect: int) -> None:
     """The compare-and-swap of one rollout. A model has one open rollout at most."""
-    table = tables.rollouts
-    values = {"revision": rollout.revision, "open": int(rollout.status in OPEN), "spec": _text(rollout)}
-    if expect:
-        mine = (table.c.id == rollout.id, table.c.revision == expect)
-        if not connection.execute(update(table).where(*mine).values(values)).rowcount:
-            raise Conflict(
-                f"the rollout {rollout.id} of {rollout.name!r} has moved on; see `pelton rollout status {rollout.name}`"
-            )
-        return
-    other = connection.execute(select(table.c.id).where(table.c.name == rollout.name, table.c.open == 1)).first()
-    if other is not None:
-        raise Conflict(f"the rollout {other.id} of {rollout.name!r} is still open; promote or abort it first")
-    try:
-        connection.execute(
-            insert(table).values(id=rollout.id, name=rollout.name, started_at=rollout.started_at, **values)
+    from sqlalchemy import select
+
+    from pelton.store.tables import rollouts as table
+
+    found = connection.execute(select(table.c.revision).where(table.c.id == rollout.id)).scalar()
+    if (found or 0) != expect:
+        raise Conflict(
+            f"the rollout {rollout.id} of {rollout.name!r} has moved on to revision {found or 0}, it is not at {expect}; "
+            f"see `pelton rollout status {rollout.name}`, then try again"
         )
-    except IntegrityError:
-        raise Conflict(f"there is a rollout {rollout.id} already") from None
+    others = select(table.c.id).where(table.c.name == rollout.name, table.c.open == 1, table.c.id != rollout.id)
+    other = connection.execute(others).scalar()
+    if other is not None and rollout.status in OPEN:
+        raise Conflict(f"the rollout {other} of {rollout.name!r} is still open; promote or abort it first")
+    values = {
+        "name": rollout.name, "revision": rollout.revision, "open": int(rollout.status in OPEN),
+        "started_at": rollout.started_at, "spec": _text(rollout),
+    }  # fmt: skip
+    _put(connection, table, {"id": rollout.id}, values)
 
 
 def _conflict(connection: Connection, name: str, expect: int) -> Conflict:
     """Says who was first, so that nobody has to look it up."""
-    table = tables.deployment_history
-    query = select(table).where(table.c.name == name).order_by(table.c.revision.desc()).limit(1)
-    row = connection.execute(query).first()
+    from sqlalchemy import select
+
+    from pelton.store.tables import deployment_history as table
+
+    row = connection.execute(
+        select(table).where(table.c.name == name).order_by(table.c.revision.desc()).limit(1)
+    ).first()
     if row is None:
         return Conflict(f"{name!r} is not deployed, so it is not at revision {expect}")
     why = f": {row.why}" if row.why else ""
@@ -308,6 +308,14 @@ def _conflict(connection: Connection, name: str, expect: int) -> Conflict:
         f"{name!r} is at revision {row.revision}, not {expect}: {row.actor} was first ({row.action}{why}); "
         "look at it, then try again"
     )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(row["name"])
+
+
+def _started(row: dict[str, Any]) -> tuple[float, str]:
+    return row["started_at"], row["id"]
 
 
 def _details(deployment: Deployment, why: str) -> dict[str, Any]:
