@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from pelton import errors
@@ -26,6 +27,20 @@ def error_kind(error: errors.PeltonError) -> str:
         if isinstance(error, kind):
             return word
     return "internal"
+
+
+def records_of(model: str, version: str, batch: Batch, calls: Sequence[Call]) -> list[Record]:
+    """What is kept of the calls of a batch that were answered: `record_of` for all of them at once."""
+    now, started, run, size, reason = batch.finished, batch.started, batch.run_seconds, batch.rows, batch.reason
+    share = run / size
+    return [
+        Record(
+            model, version, call.protocol, call.tenant, call.rows, size, reason, "",
+            now, call.prepared, started - call.queued, run, now - call.received, share * call.rows,
+            call.request_id, call.trace, call.route, call.key,
+        )
+        for call in calls
+    ]  # fmt: skip
 
 
 def record_of(model: str, version: str, call: Call, outcome: Outcome, now: float) -> Record:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from pelton.engine.account import error_kind, record_of
+from pelton.engine.account import error_kind, record_of, records_of
 from pelton.engine.pieces import Pieces
 from pelton.engine.preparation import Preparation, attempt
 from pelton.engine.served import Directory, Served
@@ -77,7 +77,7 @@ class Engine:
         self.in_flight += 1
         if call.fields is not None:
             self._prepare(served, call)
-        elif call.rows == 1 and not served.replica.varies:  # most calls: nothing of `_schedule` applies
+        elif call.rows == 1 and not served.varies:  # most calls: nothing of `_schedule` applies
             try:
                 served.scheduler.submit(call, call.received, returned_after)
             except Refused as error:
@@ -226,7 +226,7 @@ class Engine:
         for piece in pieces.calls:
             scheduler.enqueue(piece, now)
 
-    # ---- settle
+    # ---- settle: `_settle` is the only place where a call ends that has no answer, `_settled` for those that have one
 
     def _settle_batch(self, replica: Replica, batch: Batch, outcomes: list[Outcome]) -> None:
         calls = batch.calls
@@ -236,14 +236,33 @@ class Engine:
         # A call knows its batch from here on, and the batch forgets its calls: a cycle would leave every request to the
         # garbage collector, which costs more than answering it.
         batch.calls = []
+        answered: list[Call] = []
         for call, outcome in zip(calls, outcomes, strict=True):
             call.batch = batch
-            self._settle(replica, call, outcome)
+            if type(outcome) is list and call.state == RUNNING and not call.abandoned and call.parent is None:
+                call.state = SETTLED
+                call.outcome = outcome
+                answered.append(call)
+            else:
+                self._settle(replica, call, outcome)
+        self._settled(replica, batch, answered)
+
+    def _settled(self, replica: Replica, batch: Batch, calls: list[Call]) -> None:
+        """Calls of a batch that have their answers: their records, then each answer goes to its caller."""
+        self.ledger.extend(records_of(replica.name, replica.version, batch, calls))
+        self.in_flight -= len(calls)
+        for call in calls:
+            try:
+                call.done(call)
+            except Exception:
+                log.exception("model %s: handing an answer on failed (request %s)", replica.name, call.request_id)
+        if self._idle is not None:
+            self._tell_idle()
         if self.ledger.full():
             self._loop.call_soon(self.ledger.fold)
 
     def _settle(self, replica: Replica, call: Call, outcome: Outcome) -> None:
-        """The only place where a call ends: once, with one record."""
+        """A call ends, alone: once, with one record."""
         if call.state == SETTLED:
             return
         call.state = SETTLED
@@ -267,5 +286,8 @@ class Engine:
         pieces = self._pieces.pop(id(call), None)
         if pieces is not None:
             pieces.drop()
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
         if not self.in_flight and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)

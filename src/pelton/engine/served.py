@@ -39,6 +39,7 @@ class Served:
         self.replica = replica
         self.scheduler = scheduler
         self.target = target
+        self.varies = replica.varies
         self.name = replica.name
         self.version = replica.version
         self.short_version = replica.version[:12]  # as people and headers name it

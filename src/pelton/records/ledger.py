@@ -30,7 +30,8 @@ class Ledger:
         self._sinks = list(sinks)
         self.totals: dict[WindowKey, Window] = {}
         self.minutes: deque[tuple[int, dict[WindowKey, Window]]] = deque(maxlen=MINUTES_KEPT)
-        self.append = self._pending.append  # the hot path: `if ledger.append(record): ...` costs one C call
+        self.append = self._pending.append  # the hot path: one C call
+        self.extend = self._pending.extend
 
     def full(self) -> bool:
         """Whether the lot should be folded now."""

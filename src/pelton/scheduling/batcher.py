@@ -52,7 +52,10 @@ class Take(msgspec.Struct):
 
 
 class Level:
-    """What waits with one priority: its calls, and the rows of those that still live."""
+    """What waits with one priority: its calls, and the rows of those that still live.
+
+    The rows of the usual priority are not counted: they are those of the batcher less those of the other levels.
+    """
 
     __slots__ = ("calls", "rows")
 
@@ -71,7 +74,7 @@ class Batcher:
         self.rows = 0  # of live calls in the queue
         self._levels: dict[int, Level] = {0: Level()}
         self._order = [0]
-        self._main = self._levels[0]
+        self._usual = self._levels[0].calls
         self._slack_share = SLACK_SHARE[policy.objective]
         self._earliest = float("inf")  # no deadline in the queue is before this
         self._until_recompute = 0
@@ -90,6 +93,8 @@ class Batcher:
         self._return_spread = 0.0
         self._returning = 0.0  # share of calls that come from a caller answered just before
         self._returned = 0  # callers that came back since the last batch
+        self._pushed = 0  # calls since the last look at who came back, ...
+        self._returns: list[float] = []  # ... and of those who did, after how many seconds
         self._waited = False
         self._last_finish = 0.0
         self._last_calls = 0
@@ -120,28 +125,30 @@ class Batcher:
     def push(self, call: Call, returned_after: float = 0.0) -> None:
         """Queues a call. `returned_after`: seconds since this caller's last answer, 0 for a new one."""
         call.state = QUEUED
-        rows = call.rows
-        self.rows += rows
-        level = self._main if call.priority == 0 else self._level(call.priority)
-        level.rows += rows
-        level.calls.append(call)
+        self.rows += call.rows
+        if call.priority:
+            level = self._level(call.priority)
+            level.rows += call.rows
+            level.calls.append(call)
+        else:
+            self._usual.append(call)
         if self._slack_share and call.deadline < self._earliest:
             self._earliest = call.deadline
+        self._pushed += 1
         if 0.0 < returned_after < self.full_seconds:
-            self._learn_return(returned_after)
-        else:
-            self._returning -= RETURN_RATE * self._returning
+            self._returns.append(returned_after)
 
     def remove(self, call: Call) -> None:
         """A queued call was settled elsewhere (its caller left); `take` will skip it."""
         self.rows -= call.rows
-        self._level(call.priority).rows -= call.rows
+        if call.priority:
+            self._level(call.priority).rows -= call.rows
 
     def rows_ahead(self, priority: int) -> int:
         """Rows that leave before a new call of this priority."""
         if len(self._order) == 1:
             return self.rows
-        return sum([level.rows for p, level in self._levels.items() if p >= priority])
+        return sum([self._rows_of(p) for p in self._levels if p >= priority])
 
     def head(self) -> Call | None:
         """The call that would leave first."""
@@ -158,6 +165,8 @@ class Batcher:
         head = self.head()
         if head is None:
             return Take()
+        if self._pushed:
+            self._learn_returns()
         wait_until = self._wait(head, now)
         if wait_until > now:
             self._waited = True
@@ -165,12 +174,11 @@ class Batcher:
         self._learn_gap(head, now)
         calls: list[Call] = []
         late: list[Call] = []
-        reason = self._collect(calls, late, now)
+        rows, reason = self._collect(calls, late, now)
         if not self.rows:
             self._earliest = float("inf")
         if not calls:
             return Take(late=late)
-        rows = sum([call.rows for call in calls])
         return Take(batch=Batch(calls, rows, reason, started=now), late=late)
 
     def finished(self, batch: Batch, seconds: float, now: float) -> None:
@@ -178,12 +186,19 @@ class Batcher:
         self.latency.observe(batch.rows, seconds)
         self._last_finish = now
         self._last_calls = len(batch.calls)
+        if self._pushed:
+            self._learn_returns()
         self._returned = 0
         self._until_recompute -= 1
         if self._until_recompute <= 0:
             self.refresh()
         else:
             self.full_seconds = self.latency.predict_high(self.full_rows)
+
+    def _rows_of(self, priority: int) -> int:
+        if priority:
+            return self._levels[priority].rows
+        return self.rows - sum([level.rows for p, level in self._levels.items() if p])
 
     def _rate(self, rows: int) -> float:
         return rows / self.latency.predict(rows)
@@ -197,22 +212,23 @@ class Batcher:
             self._order = sorted(self._levels, reverse=True)
         return level
 
-    def _collect(self, calls: list[Call], late: list[Call], now: float) -> str:
-        """Moves calls of one shape from the queue into `calls`, at most `cap` rows; says why it stopped."""
+    def _collect(self, calls: list[Call], late: list[Call], now: float) -> tuple[int, str]:
+        """Moves calls of one shape from the queue into `calls`, at most `cap` rows; how many, and why it stopped."""
         rows, bucket, cap = 0, None, self.cap
+        close = now + self.full_seconds  # deadlines after this need no thought
         skipped: list[Call] = []
         reason = "idle"
         for priority in self._order:
             level = self._levels[priority]
             waiting = level.calls
+            popleft = waiting.popleft
+            before = rows
             while waiting:
-                call = waiting[0]
+                call = popleft()
                 if call.state != QUEUED:
-                    waiting.popleft()
                     continue
-                if now >= call.deadline - self.full_seconds and self._hopeless(call, rows, now):
-                    waiting.popleft()
-                    level.rows -= call.rows
+                if call.deadline <= close and self._hopeless(call, now):
+                    level.rows -= call.rows if priority else 0
                     self.rows -= call.rows
                     late.append(call)
                     continue
@@ -220,31 +236,30 @@ class Batcher:
                     bucket = call.bucket
                 elif call.bucket != bucket:
                     reason = "shape"
-                    skipped.append(waiting.popleft())
+                    skipped.append(call)
                     if len(skipped) > MAX_SKIPPED:
                         break
                     continue
                 elif rows + call.rows > cap:
                     reason = "full"
+                    waiting.appendleft(call)
                     break
-                waiting.popleft()
                 rows += call.rows
-                level.rows -= call.rows
-                self.rows -= call.rows
                 call.state = RUNNING
                 calls.append(call)
+            level.rows -= rows - before if priority else 0
             if skipped:
                 waiting.extendleft(reversed(skipped))  # the oldest call stays first: its shape leaves next
                 skipped.clear()
             if reason == "full":
                 break
+        self.rows -= rows
         if self.rows and calls and (reason != "idle" or rows >= cap):
             self._filled(rows, calls[0].priority)
-        return "full" if rows >= cap else reason
+        return rows, "full" if rows >= cap else reason
 
-    def _hopeless(self, call: Call, rows: int, now: float) -> bool:
-        """Whether a call that waited cannot be answered in time any more, even by the batch of
-        `rows` rows and what still waits.
+    def _hopeless(self, call: Call, now: float) -> bool:
+        """Whether a call that waited cannot be answered in time any more, even by the batch that is being formed.
 
         One that did not wait behind a batch is always tried: what is believed of S(b) may be wrong, and is only learned
         from batches that run.
@@ -253,11 +268,11 @@ class Batcher:
             waited = now >= call.deadline or call.queued < self._last_finish
         else:
             waited = now > call.received + self.policy.target / 2
-        return waited and now + self.latency.predict(max(call.rows, min(rows + self.rows, self.cap))) > call.deadline
+        return waited and now + self.latency.predict(max(call.rows, min(self.rows, self.cap))) > call.deadline
 
     def _filled(self, rows: int, priority: int) -> None:
         """A batch of `rows` rows left others of its priority behind."""
-        if rows < self.cap and not self._level(priority).rows:
+        if rows < self.cap and not self._rows_of(max(-PRIORITIES, min(PRIORITIES, priority))):
             return  # only large, less urgent calls stayed: they did not fit
         self._left_behind = True
         self._fill += FILL_RATE * (rows - self._fill)
@@ -304,13 +319,21 @@ class Batcher:
             return now + wait
         return now
 
-    def _learn_return(self, returned_after: float) -> None:
-        """A caller that was just answered is back."""
-        self._returning += RETURN_RATE * (1.0 - self._returning)
-        self._returned += 1
-        error = returned_after - self._return_time
-        self._return_time += RETURN_RATE * error
-        self._return_spread += RETURN_RATE * (abs(error) - self._return_spread)
+    def _learn_returns(self) -> None:
+        """Who came since the last look: callers that were just answered, or others. Each moves what is believed a bit."""
+        returns, pushed = self._returns, self._pushed
+        self._pushed = 0
+        back = len(returns)
+        self._returning += (1.0 - (1.0 - RETURN_RATE) ** pushed) * (back / pushed - self._returning)
+        if not back:
+            return
+        self._returned += back
+        learn = 1.0 - (1.0 - RETURN_RATE) ** back
+        before = self._return_time
+        spread = sum([abs(seconds - before) for seconds in returns]) / back
+        self._return_time = before + learn * (sum(returns) / back - before)
+        self._return_spread += learn * (spread - self._return_spread)
+        returns.clear()
 
     def state(self) -> dict[str, Any]:
         """What the batcher knows, for people."""
