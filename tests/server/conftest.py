@@ -17,7 +17,7 @@ from pelton.records import Ledger, Record
 from pelton.replicas import Replica
 from pelton.runtimes.contract import LoadedModel
 from pelton.scheduling import Executor, LatencyModel
-from pelton.server.inference import Dispatcher
+from pelton.server.dispatcher import Dispatcher
 from pelton.server.routes import Routes
 from pelton.server.wire.connection import Connection
 from pelton.server.wire.known_heads import Heads

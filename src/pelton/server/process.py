@@ -14,8 +14,8 @@ from pelton.packages import Package
 from pelton.records import Ledger
 from pelton.registry import Registry
 from pelton.scheduling import Executor
+from pelton.server.dispatcher import Dispatcher, Forward
 from pelton.server.fleet import Fleet
-from pelton.server.inference import Dispatcher, Forward
 from pelton.server.lifecycle import cores, settle_garbage, tls_context
 from pelton.server.routes import Routes
 from pelton.server.sinks import sinks_of

@@ -24,9 +24,9 @@ PATTERNS: Final[tuple[tuple[re.Pattern[str], type[OipCodec | KserveCodec | Nativ
 
 
 class Route:
-    """One target. The codec is compiled for the version that answers, and again when another one does."""
+    """One target. A codec is compiled for every version that answers, and kept with it."""
 
-    __slots__ = ("_codec", "_limits", "_make", "_served", "name", "protocol", "version")
+    __slots__ = ("_limits", "_make", "name", "protocol", "version")
 
     def __init__(
         self, name: str, version: str, make: type[OipCodec | KserveCodec | NativeCodec], limits: Limits
@@ -36,15 +36,13 @@ class Route:
         self.protocol = make.protocol
         self._make = make
         self._limits = limits
-        self._served: Served | None = None
-        self._codec: Codec | None = None
 
     def codec(self, served: Served) -> Codec:
         """The protocol, compiled for `served`."""
-        if self._served is not served or self._codec is None:
-            self._codec = self._make(served, self._limits)
-            self._served = served
-        return self._codec
+        codec: Codec | None = served.codecs.get(self._make)
+        if codec is None:
+            codec = served.codecs[self._make] = self._make(served, self._limits)
+        return codec
 
 
 class Routes:
@@ -53,11 +51,11 @@ class Routes:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._cache: dict[bytes, Route] = {}
+        self.known = self._cache.get  # the hot path: a route that was found before
 
     def find(self, target: bytes) -> Route | None:
         """The inference route of a request target, or None: another kind of request."""
-        route = self._cache.get(target)
-        if route is not None:
+        if (route := self._cache.get(target)) is not None:
             return route
         path = target.partition(b"?")[0]
         if b"%" in path:

@@ -375,6 +375,17 @@ class Connection(asyncio.Protocol):
         """Part of an answer."""
         self._transport.write(data)
 
+    def send(self, answer: bytes) -> None:
+        """The whole answer of the request in progress, which stays open for more."""
+        self._transport.write(answer)
+        self._request = None
+        self.exchange = None
+        self.last_reply = self._clock()
+        if self._pending:
+            self._next()
+        elif self._parser is None or self._expects:
+            self._quiet()
+
     def reply(self, head: bytes, body: bytes) -> None:
         """The whole answer of the request in progress: head up to and with the empty line, and the body."""
         if len(body) < 65_536:

@@ -34,10 +34,9 @@ class Inbox:
         self._then = then
         self._waiting: list[tuple[Reader, bytes]] = []
         self._since = 0.0
-        self._now = 0.0  # when the lot at hand was begun
+        self.waited = 0.0  # seconds that the requests of the lot at hand have waited, at most
         self._busy = 0.0  # seconds that the last turn took
         self._ended = 0.0
-        self._unseen = 0.0  # how long the requests at hand may have waited in the kernel before they were read
 
     def put(self, reader: Reader, data: bytes) -> None:
         """Called by a connection that has read `data`."""
@@ -47,19 +46,17 @@ class Inbox:
             self._later(self._flush)
         waiting.append((reader, data))
 
-    def late(self, received: float, target: float) -> bool:
-        """Whether a request that is looked at now has waited for longer than its whole target already."""
-        return self._now - received + self._unseen > target
-
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         since = self._since
         begin = self._clock()
-        self._unseen = self._busy if since - self._ended < IDLE else 0.0
+        # the loop was busy just before: they may have waited in the kernel all that time
+        unseen = self._busy if since - self._ended < IDLE else 0.0
         for start in range(0, len(waiting), LOT):
-            self._now = self._clock() if start else begin
+            self.waited = (self._clock() if start else begin) - since + unseen
             for reader, data in waiting[start : start + LOT]:
                 reader.take(data, since)
             self._then()
+        self.waited = 0.0
         self._ended = self._clock()
         self._busy = self._ended - begin

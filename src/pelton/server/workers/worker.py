@@ -21,7 +21,9 @@ from pelton.errors import NotReady, PeltonError
 from pelton.packages import Package
 from pelton.records.snapshot import Snapshot
 from pelton.registry import Registry
-from pelton.server.inference import Dispatcher, reply_error, request_id
+from pelton.server.call_headers import request_id
+from pelton.server.dispatcher import Dispatcher
+from pelton.server.inference import reply_error
 from pelton.server.lifecycle import end_now, run_loop
 from pelton.server.process import Server
 from pelton.server.wire.asgi import App, Message

@@ -1,0 +1,109 @@
+"""Where every request goes: inference routes to the engine, all others to the ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from pelton.engine import Engine, Pick, Served
+from pelton.errors import ModelFailed, Overloaded, PeltonError
+from pelton.server.call_headers import KEY, request_id
+from pelton.server.inference import begin, reply_error
+from pelton.server.protocols.status import error_body, error_headers
+from pelton.server.routes import Route, Routes
+from pelton.server.wire.answer_head import date, head
+from pelton.server.wire.asgi import App, AsgiExchange
+from pelton.server.wire.connection import JSON_TYPE, Connection, Request
+from pelton.server.wire.inbox import Inbox
+from pelton.server.wire.limits import Limits
+
+log = logging.getLogger(__name__)
+
+BUSY: Final = "the queue of this model is full: an answer would come later than its target; try again"
+
+Forward = Callable[[Connection, Request, Route | None], bool]  # None: a page; whether another worker answers it
+
+
+class Dispatcher:
+    """Called by connections with each request."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        routes: Routes,
+        app: App,
+        limits: Limits,
+        forward: Forward | None = None,
+        inbox: Inbox | None = None,
+    ) -> None:
+        self._engine = engine
+        self._routes = routes
+        self._app = app
+        self._limits = limits
+        self._forward = forward
+        self._inbox = inbox or Inbox(lambda _: None, engine.clock, lambda: None)  # one that nobody waits in
+        self._busy_date = b""
+        self._busy = (b"", b"")  # the answer to calls that are turned away, made once a second
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, connection: Connection, request: Request) -> None:
+        """Answers now or later; never raises."""
+        route = self._routes.known(request.target) or self._routes.find(request.target)
+        if route is None or request.method != b"POST":
+            self._page(connection, request)
+            return
+        try:
+            served = self._engine.resolve(route.name, route.version)
+            pick = None
+            if served.split is not None and not route.version:
+                pick = served.split.pick(request.header(KEY) if request.special else None)
+                served = pick.served
+            scheduler = served.scheduler
+            if (self._inbox.waited > served.target or scheduler.behind()) and self._too_busy(request, served):
+                self._turn_away(connection, request, route, served, pick)
+            else:
+                begin(self._engine, connection, request, served, route.codec(served), self._limits, pick)
+        except PeltonError as error:
+            if self._forward is None or not self._forward(connection, request, route):
+                self._engine.reject(route.name, route.protocol, error, request.received)
+                reply_error(connection, request, error, request_id(request))
+        except Exception:
+            log.exception("decoding a request for %s failed", route.name)
+            failure = ModelFailed("internal error; the log of the server has the details")
+            self._engine.reject(route.name, route.protocol, failure, request.received)
+            reply_error(connection, request, failure, "")
+
+    def _page(self, connection: Connection, request: Request) -> None:
+        if self._forward is not None and self._forward(connection, request, None):
+            return
+        exchange = AsgiExchange(connection, request)
+        connection.exchange = exchange
+        task = asyncio.get_running_loop().create_task(exchange.run(self._app))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _too_busy(self, request: Request, served: Served) -> bool:
+        """Whether a call would be refused for being late: asked before its body is decoded."""
+        if request.special and request.header(b"pelton-timeout-ms") is not None:
+            return False
+        if self._inbox.waited > served.target:
+            return True
+        return served.scheduler.one_more(self._engine.clock()) > request.received + served.target
+
+    def _turn_away(
+        self, connection: Connection, request: Request, route: Route, served: Served, pick: Pick | None
+    ) -> None:
+        """Refuses as cheaply as can be: under overload most of the work would be refusing."""
+        _, lane, key = pick or (served, 0, 0)
+        self._engine.turn_away(served, route.protocol, request.received, lane, key)
+        if request.special or not request.keep_alive:
+            reply_error(connection, request, Overloaded(BUSY, retry_after=served.target), request_id(request))
+            return
+        if self._busy_date is not date():
+            self._busy_date = date()
+            body = error_body(BUSY)
+            extra = error_headers(Overloaded(BUSY))
+            self._busy = (head(503, JSON_TYPE, len(body), extra), body)
+        connection.reply(*self._busy)
