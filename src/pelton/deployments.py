@@ -59,13 +59,15 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 class ModelStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one process does for one model. `versions`: full digest -> "serves", "candidate", "shadow", "warm",
-    "loading", or why it cannot be served. `converged`: the revision that it has reached, 0 for none."""
+    "loading", or why it cannot be served. `converged`: the revision that it has reached, 0 for none. `pinned`: it was
+    started for one version and does not follow the deployment."""
 
     versions: dict[str, str] = {}
     converged: int = 0
     calls_per_second: float = 0.0  # over the last full minute
     errors_share: float = 0.0
     slow_share: float = 0.0
+    pinned: bool = False
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, omit_defaults=True):
