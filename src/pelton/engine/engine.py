@@ -53,8 +53,10 @@ class Engine:
         self._pieces: dict[int, Pieces] = {}  # by id of the whole call
         self._idle: asyncio.Future[None] | None = None
 
-    def serve(self, replica: Replica, latency: LatencyModel) -> Served:
-        """From now on `replica` answers for its name; `latency` is its S(b) as measured while loading."""
+    def serve(self, replica: Replica, latency: LatencyModel, current: bool = True) -> Served:
+        """From now on `replica` answers for its name, or, not `current`, for callers that name its version.
+
+        `latency` is its S(b) as measured while loading."""
         target = target_seconds(replica.package, latency)
         manifest = replica.package.manifest
         policy = BatchPolicy(target, replica.max_rows, manifest.batching.objective, manifest.runtime != "python")
@@ -63,7 +65,10 @@ class Engine:
             batcher, self._executor, replica.run, partial(self._settle_batch, replica), partial(self._settle, replica)
         )
         served = Served(replica, scheduler, target)
-        self.directory.put(served)
+        if current:
+            self.directory.put(served)
+        else:
+            self.directory.add(served)
         return served
 
     def resolve(self, name: str, version: str = "") -> Served:

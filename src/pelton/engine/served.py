@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pelton.errors import NotFound, NotReady
 from pelton.replicas import Replica
@@ -46,6 +46,13 @@ class Served:
         self.wire_version = self.short_version.encode()
         self.split: Split | None = None  # set on a deployed version while it has a candidate
         self.mirror: Mirror | None = None  # set on a deployed version while it has a shadow
+        self.codecs: dict[Any, Any] = {}  # the protocols' own: each compiled for this version
+
+    def let_go(self) -> None:
+        """Nothing is sent here any more. What refers back to this is dropped: the garbage collector, which does not look
+        at what was there when the process started, would never find the cycle."""
+        self.split = self.mirror = None
+        self.codecs.clear()
 
 
 class Directory:
@@ -58,9 +65,18 @@ class Directory:
 
     def put(self, served: Served) -> None:
         """From now on `served` answers for its name."""
+        self.add(served)
         self._current[served.name] = served
-        self._versions[served.name, served.version] = served
         self._states.pop(served.name, None)
+
+    def add(self, served: Served) -> None:
+        """From now on `served` answers callers that name its version."""
+        self._versions[served.name, served.version] = served
+
+    def withdraw(self, name: str, state: str) -> None:
+        """Nothing answers callers that name no version; `state` tells them why."""
+        self._current.pop(name, None)
+        self._states[name] = state
 
     def remove(self, name: str, state: str) -> list[Served]:
         """No version of `name` answers any more; returns what did. `state` is told to callers."""
@@ -70,8 +86,10 @@ class Directory:
         return gone
 
     def forget(self, served: Served) -> None:
-        """An earlier version of a name that goes on serving with another one."""
-        self._versions.pop((served.name, served.version), None)
+        """Callers that name this version are not answered any more."""
+        key = (served.name, served.version)
+        if self._versions.get(key) is served:
+            del self._versions[key]
 
     def announce(self, name: str, state: str) -> None:
         """`name` is known and cannot answer: it is loading, or it failed, and why."""
@@ -84,6 +102,10 @@ class Directory:
     def versions(self, name: str) -> list[Served]:
         """All versions of a name in memory."""
         return [served for (owner, _), served in self._versions.items() if owner == name]
+
+    def everything(self) -> list[Served]:
+        """All versions of all names in memory."""
+        return list(self._versions.values())
 
     def states(self) -> dict[str, str]:
         """Names without an answering version, and why."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
 
-from pelton import replicas
+from pelton import packages, replicas
 from pelton.engine import Engine, Served
-from pelton.errors import PeltonError
+from pelton.errors import NotFound, PackageInvalid, PeltonError
 from pelton.packages import Package
 from pelton.registry import Registry
 from pelton.replicas import Replica
@@ -21,8 +26,8 @@ from pelton.types import ModelRef
 
 log = logging.getLogger(__name__)
 
-LOADING = "it is loading"
-UNLOADED = "it was unloaded"  # on purpose: no reason not to be ready
+LOADING: Final = "it is loading"
+UNLOADED: Final = "it was unloaded"  # on purpose: no reason not to be ready
 
 
 class Fleet:
@@ -35,6 +40,8 @@ class Fleet:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="pelton-load")
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._verified: dict[str, object] = {}  # version -> marks of its files when they were read and compared
+        self._verifying = threading.Lock()
 
     def ready(self) -> bool:
         """Whether every model that should serve does."""
@@ -66,6 +73,37 @@ class Fleet:
         for served in self._engine.directory.remove(name, UNLOADED):
             self._release_later(served)
 
+    # ---- one version at a time, as the converger orders it
+
+    async def stage(self, name: str, version: str) -> Served:
+        """Loads a version beside what serves: it answers only callers that name it. Raises what made it fail.
+
+        The store is not asked: the files alone say what the version is."""
+        return await self._staged(await self._loop.run_in_executor(self._pool, self._package, name, version))
+
+    def switch(self, served: Served) -> None:
+        """From now on `served` answers for its name."""
+        old = self._engine.directory.current().get(served.name)
+        if old is not None and old is not served:
+            old.split = old.mirror = None
+        self._engine.directory.put(served)
+        log.info("model %s:%s serves now", served.name, served.short_version)
+
+    def withdraw(self, name: str) -> None:
+        """No version answers callers of `name` any more; those in memory stay there."""
+        old = self._engine.directory.current().get(name)
+        if old is not None:
+            old.split = old.mirror = None
+        self._engine.directory.withdraw(name, UNLOADED)
+        log.info("model %s is not served any more", name)
+
+    def release(self, served: Served) -> None:
+        """Takes a version out: what it has accepted is answered, then its memory is given back."""
+        self._engine.directory.forget(served)
+        self._release_later(served)
+
+    # ---- loading
+
     async def _try(self, package: Package) -> None:
         try:
             await self._load(package)
@@ -77,23 +115,44 @@ class Fleet:
             self._engine.directory.announce(package.name, f"it failed to load: {type(error).__name__}")
 
     async def _load(self, package: Package) -> Served:
+        """Loads and switches; versions before are released."""
+        served = await self._staged(package)
+        self.switch(served)
+        for previous in self._engine.directory.versions(package.name):
+            if previous is not served:
+                self.release(previous)
+        return served
+
+    async def _staged(self, package: Package) -> Served:
         begin = time.perf_counter()
         replica, latency = await self._loop.run_in_executor(self._pool, self._checked, package)
-        old = self._engine.directory.versions(package.name)
-        served = self._engine.serve(replica, latency)
-        for previous in old:
-            if previous is not served:
-                self._engine.directory.forget(previous)
-                self._release_later(previous)
+        directory, name = self._engine.directory, package.name
+        same = [one for one in directory.versions(name) if one.version == package.version]
+        served = self._engine.serve(replica, latency, current=False)
+        for before in same:  # another copy of this version
+            if before is directory.current().get(name):
+                self.switch(served)
+            self.release(before)
         log.info(
-            "model %s:%s serves: loaded in %.2f s, one row takes %.2f ms, target %.0f ms, batches up to %d rows",
+            "model %s:%s is loaded: in %.2f s, one row takes %.2f ms, target %.0f ms, batches up to %d rows",
             package.name, package.version[:12], time.perf_counter() - begin, latency.predict(1) * 1e3,
             served.target * 1e3, served.scheduler.batcher.cap,
         )  # fmt: skip
         return served
 
+    def _package(self, name: str, version: str) -> Package:
+        """In a thread."""
+        try:
+            package = packages.load(self.registry.artifacts.folder(version), version)
+        except NotFound:
+            raise PackageInvalid(f"the files of {name}:{version[:12]} are not in this home; add the package") from None
+        if package.name != name:
+            raise PackageInvalid(f"the files of {name}:{version[:12]} are those of {package.name!r}")
+        return package
+
     def _checked(self, package: Package) -> tuple[Replica, LatencyModel]:
         """In a thread: a replica that has reproduced its golden answers, and its measured curve."""
+        self._verify(package)
         options = RuntimeOptions(self._settings.threads, self._settings.trusts(package.name))
         replica = replicas.load(package, options, self._engine.clock)
         try:
@@ -106,18 +165,58 @@ class Fleet:
             raise
         return replica, latency
 
+    def _verify(self, package: Package) -> None:
+        """Compares every file with what the version says, again where one was touched. Raises ArtifactCorrupt."""
+        version, begin = package.version, time.perf_counter()
+        marks = _marks(package.folder)
+        with self._verifying:
+            if self._verified.get(version) == marks:
+                return
+        self.registry.verify(version)
+        with self._verifying:
+            self._verified[version] = marks
+        log.info("model %s:%s: its files are whole (%.3f s)", package.name, version[:12], time.perf_counter() - begin)
+
+    # ---- giving back
+
     def _release_later(self, served: Served) -> None:
         task = self._loop.create_task(self._release(served))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _release(self, served: Served) -> None:
+        served.let_go()
         await served.scheduler.drained()
-        await self._loop.run_in_executor(self._pool, served.replica.close)
-        log.info("model %s:%s was released", served.name, served.version[:12])
+        await self._loop.run_in_executor(self._pool, _closed, served.replica)
+        log.info("model %s:%s was released", served.name, served.short_version)
 
     async def close(self) -> None:
         """Gives everything back."""
-        served = [one for name in self._engine.directory.current() for one in self._engine.directory.versions(name)]
+        served = self._engine.directory.everything()
         await asyncio.gather(*(self._loop.run_in_executor(self._pool, one.replica.close) for one in served))
         self._pool.shutdown(wait=False)
+
+
+def _marks(folder: Path) -> object:
+    """What changes when a file is changed, as far as the file system tells."""
+    stats = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+    return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
+
+
+def _closed(replica: Replica) -> None:
+    """In a thread: gives a model's memory back to the system, not only to this process's allocators."""
+    replica.close()
+    gc.collect()
+    if _trim is not None:
+        _trim(0)
+
+
+def _malloc_trim() -> ctypes._NamedFuncPointer | None:
+    """The C library's function that returns free memory, where there is one."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return None
+
+
+_trim: Final = _malloc_trim()
