@@ -64,19 +64,28 @@ class Arm(msgspec.Struct):
 
     `errors`: the version's fault (it failed, or answered what its signature forbids), each caller's key counted once.
     `slow`: over the limit, refused for being late, or over the deadline; each key once, too.
+    `repeats`: calls of a key that had called before in this stretch. The rest are the calls that were split by chance:
+    shares are of them, else twenty busy callers would count as twenty thousand.
     """
 
     calls: int = 0
     errors: int = 0
     slow: int = 0
+    repeats: int = 0
     seconds: float = 0.0  # sum of total times
     device: float = 0.0  # sum of device seconds
+
+    @property
+    def callers(self) -> int:
+        """Calls, those of one key counted as one."""
+        return self.calls - self.repeats
 
     def add(self, other: Arm) -> None:
         """Adds another process's counts."""
         self.calls += other.calls
         self.errors += other.errors
         self.slow += other.slow
+        self.repeats += other.repeats
         self.seconds += other.seconds
         self.device += other.device
 
