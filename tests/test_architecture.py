@@ -45,7 +45,7 @@ OWNERS = {
     "prometheus_client": {"server/pages/metrics.py"},
     "starlette": {"server/"},
     "uvloop": {"server/", "cli/", "bench/"},
-    "sqlalchemy": {"store/", "registry.py", "deployments.py", "events.py"},
+    "sqlalchemy": {"store/", "registry/", "deployments.py", "events.py"},
     "httptools": {"server/", "bench/"},
 }
 # They take what their GPU kernels take; a class for it would be built once per layer and token.

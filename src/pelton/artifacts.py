@@ -50,6 +50,7 @@ class Artifacts:
     def __init__(self, root: Path, limits: Limits = Limits()) -> None:
         self.root = root
         self.limits = limits
+        self._verified: dict[str, list[tuple[int, ...]]] = {}
 
     def put(self, folder: Path) -> str:
         """Copies a folder in and returns its version: 64 hexadecimal digits.
@@ -96,22 +97,61 @@ class Artifacts:
             if name not in expected:
                 raise ArtifactCorrupt(f"{path} was not there when the package was added; remove the file")
 
+    def check(self, version: str) -> None:
+        """`verify`, unless this process has done so and no file was written, exchanged or chmod-ed since.
+
+        The kernel stamps such changes (inode, size, times of contents and of status); a disk that rots in silence is
+        found by the next process."""
+        stamp = self._stamp(version)
+        if self._verified.get(version) != stamp:
+            self._verified.pop(version, None)
+            self.verify(version)
+            self._verified[version] = stamp  # taken before: what changed meanwhile is read again the next time
+
+    def files(self, version: str) -> dict[str, tuple[str, int]]:
+        """Name -> (sha256, bytes) of every file of a version. Raises NotFound, ArtifactCorrupt."""
+        folder = self.folder(version)
+        try:
+            return {name: (digest, (folder / name).stat().st_size) for name, digest in self._sums(version).items()}
+        except OSError as error:
+            raise ArtifactCorrupt(f"{error.filename}: {error.strerror}; {_MEND}") from None
+
+    def size(self, version: str) -> int:
+        """Bytes of all files of a version."""
+        return sum(size for _, size in self.files(version).values())
+
     def remove(self, version: str) -> None:
         """Takes a version away, all at once. A model that is already loaded is not touched. Raises NotFound."""
+        shutil.rmtree(self.bury(version), ignore_errors=True)
+
+    def bury(self, version: str) -> Path:
+        """The quick part of `remove`: the version is gone, and what is returned may be deleted at leisure."""
         home = self._home(version)
         with self._writing():
             grave = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.root))
             try:
                 os.rename(home, grave)
             except FileNotFoundError:
+                grave.rmdir()
                 raise NotFound(f"no stored package has the version {version}") from None
-            finally:
-                shutil.rmtree(grave, ignore_errors=True)
+            except OSError as error:
+                grave.rmdir()
+                raise PeltonError(f"cannot remove {home}: {error.strerror}") from None
+        return grave
 
     def _home(self, version: str) -> Path:
         if not _is_version(version):
             raise NotFound(f"{version!r} is no version: 64 hexadecimal digits are expected")
         return self.root / version
+
+    def _stamp(self, version: str) -> list[tuple[int, ...]]:
+        home = self.folder(version).parent
+        found = [home / SUMS, *(path for _, path in sorted(_walk(home / FILES, self.limits, skip=False)))]
+        try:
+            stats = [path.stat(follow_symlinks=False) for path in found]
+        except OSError as error:
+            raise ArtifactCorrupt(f"{error.filename}: {error.strerror}; {_MEND}") from None
+        return [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in stats]
 
     def _sums(self, version: str) -> dict[str, str]:
         path = self._home(version) / SUMS

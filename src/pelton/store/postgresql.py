@@ -94,6 +94,9 @@ class PostgreSQL:
     def rows(self, table: str, equal: dict[str, Any]) -> list[dict[str, Any]] | None:
         return None
 
+    def values(self, table: str, column: str) -> list[Any] | None:
+        return None
+
     def explain(self, error: Exception, committing: bool) -> Exception:
         import psycopg
         from sqlalchemy.exc import TimeoutError as PoolTimeout

@@ -66,13 +66,11 @@ class SQLite:
     def rows(self, table: str, equal: dict[str, Any]) -> list[dict[str, Any]] | None:
         where = " AND ".join(f'"{column}" = ?' for column in equal)
         query = f'SELECT * FROM "{table}"' + (f" WHERE {where}" if where else "")  # noqa: S608 - names from our code
-        try:
-            return self._look(query, tuple(equal.values()))
-        except sqlite3.Error as error:
-            told = self.explain(error, committing=False)
-            if told is error:
-                raise
-            raise told from None
+        return self._asked(query, tuple(equal.values()))
+
+    def values(self, table: str, column: str) -> list[Any] | None:
+        found = self._asked(f'SELECT DISTINCT "{column}" AS one FROM "{table}"', ())  # noqa: S608 - as above
+        return [row["one"] for row in found]
 
     def explain(self, error: Exception, committing: bool) -> Exception:
         cause = getattr(error, "orig", None) or error
@@ -108,6 +106,15 @@ class SQLite:
         if name.startswith(("SQLITE_IOERR", "SQLITE_PROTOCOL", "SQLITE_NOLFS")):
             return "the disk failed or is full; a store on a network drive must be PostgreSQL instead"
         return ""
+
+    def _asked(self, query: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+        try:
+            return self._look(query, values)
+        except sqlite3.Error as error:
+            told = self.explain(error, committing=False)
+            if told is error:
+                raise
+            raise told from None
 
     def _look(self, query: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
         with self._guard:
