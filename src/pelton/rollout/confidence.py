@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from math import inf, log, log1p, sqrt
 from typing import Final, NamedTuple
 
-from pelton.rollout.eprocess import log_beta, log_limit, log_mean_exp
+from pelton.rollout.eprocess import log_beta, log_limit, log_mixture
 
-# Shares of the largest possible bet. The best one is about margin / (share + margin).
-STAKES: Final = (0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3, 0.42, 0.55, 0.68, 0.8, 0.9, 0.96)
-_HALVINGS: Final = 50
+# Parts of what may be bet; each gets the same stake. The best one is about margin / (share + margin).
+STAKES: Final = (0.02, 0.05, 0.11, 0.22, 0.4, 0.6, 0.8, 0.93)
+_HALVINGS: Final = 36
 
 
 class Bounds(NamedTuple):
@@ -32,6 +32,9 @@ class Counts(NamedTuple):
     candidate_events: float
     stable_calls: float
     stable_events: float
+
+
+_NOTHING: Final = Counts(0.0, 0, 0, 0, 0)
 
 
 def log_e_share(k: float, n: float, share: float) -> float:
@@ -56,18 +59,12 @@ def log_not_worse(stretches: Iterable[Counts], margin: float) -> float:
     Each call pays by what it shows of the difference, weighted by how seldom its version is picked: the mean of that
     is the difference, whatever the base share does in the meantime. The bets rise with the margin, so they give bounds.
     """
-    parts = [_thinned(part) for part in stretches if 0 < part.weight < 1]
-    return log_mean_exp([sum(_log_bet(part, margin, stake) for part in parts) for stake in STAKES])
+    return _mixture(_thinned(stretches), margin)
 
 
 def log_worse(stretches: Iterable[Counts], margin: float) -> float:
     """The mirror: bet against "the candidate's share is larger by `margin` at most"."""
-    parts = [
-        Counts(1 - part.weight, part.stable_calls, part.stable_events, part.candidate_calls, part.candidate_events)
-        for part in stretches
-        if 0 < part.weight < 1
-    ]
-    return log_mean_exp([sum(_log_bet(part, -margin, stake) for part in parts) for stake in STAKES])
+    return _mixture(_mirrored(stretches), -margin)
 
 
 def not_worse(stretches: Sequence[Counts], margin: float, alpha: float) -> bool:
@@ -80,8 +77,9 @@ def not_worse(stretches: Sequence[Counts], margin: float, alpha: float) -> bool:
 def increase_bounds(stretches: Sequence[Counts], alpha: float) -> Bounds:
     """Where the candidate's share minus the deployed version's lies. Each end holds with probability 1 - alpha."""
     limit = log_limit(alpha)
-    low = _edge(lambda margin: log_worse(stretches, margin) >= limit, -1.0, 1.0)
-    high = _edge(lambda margin: log_not_worse(stretches, margin) >= limit, 1.0, -1.0)
+    thinned, mirrored = _thinned(stretches), _mirrored(stretches)
+    low = _edge(lambda margin: _mixture(mirrored, -margin) >= limit, -1.0, 1.0)
+    high = _edge(lambda margin: _mixture(thinned, margin) >= limit, 1.0, -1.0)
     return Bounds(min(low, high), max(low, high))
 
 
@@ -98,6 +96,21 @@ def mean_bounds(n: float, total: float, squares: float, alpha: float) -> Bounds 
     return Bounds(mean - width, mean + width)
 
 
+def joined(stretches: Iterable[Counts]) -> list[Counts]:
+    """Stretches of equal weight as one. Those in which all calls went to one version are left out."""
+    found: dict[float, Counts] = {}
+    for part in stretches:
+        if 0 < part.weight < 1:
+            sums = (mine + more for mine, more in zip(found.get(part.weight, _NOTHING)[1:], part[1:], strict=True))
+            found[part.weight] = Counts(part.weight, *sums)
+    return list(found.values())
+
+
+def _mixture(parts: Sequence[Counts], margin: float) -> float:
+    bets = [sum(_log_bet(part, margin, stake) for part in parts) for stake in STAKES]
+    return log_mixture(bets) - log(len(bets))
+
+
 def _log_bet(part: Counts, margin: float, stake: float) -> float:
     """One stake on one stretch. -inf: the stake could lose more than there is."""
     size = stake * part.weight
@@ -110,16 +123,27 @@ def _log_bet(part: Counts, margin: float, stake: float) -> float:
     return calls * log1p(size * margin) + part.candidate_events * log(event) + part.stable_events * log(other)
 
 
-def _thinned(part: Counts) -> Counts:
+def _thinned(stretches: Iterable[Counts]) -> list[Counts]:
     """Takes away calls of the deployed version where the candidate got fewer than its weight.
 
     A process without the candidate in memory sends its calls to the deployed version: they tell nothing about the
     candidate. Fewer calls of the deployed version only lower the bet."""
-    due = part.candidate_calls * (1 - part.weight) / part.weight
-    if part.stable_calls <= due:
-        return part
-    kept = due / part.stable_calls
-    return part._replace(stable_calls=due, stable_events=part.stable_events * kept)
+    parts = []
+    for part in joined(stretches):
+        due = part.candidate_calls * (1 - part.weight) / part.weight
+        if part.stable_calls > due:
+            events = part.stable_events * (due / part.stable_calls)
+            part = part._replace(stable_calls=due, stable_events=events)
+        parts.append(part)
+    return parts
+
+
+def _mirrored(stretches: Iterable[Counts]) -> list[Counts]:
+    """The two versions change places."""
+    return [
+        Counts(1 - part.weight, part.stable_calls, part.stable_events, part.candidate_calls, part.candidate_events)
+        for part in joined(stretches)
+    ]
 
 
 def _edge(outside: Callable[[float], bool], far: float, near: float) -> float:

@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 
 from pelton.errors import InvalidInput
-from pelton.rollout.confidence import Counts, log_not_worse
+from pelton.rollout.confidence import Counts, log_not_worse, share_bounds
 from pelton.rollout.eprocess import Events, log_harm, log_limit
-from pelton.rollout.policy import metrics_of, percent
+from pelton.rollout.policy import alphas, percent
 from pelton.rollout.state import Limits
 
 _MOST: Final = 1e10  # calls
@@ -99,8 +99,11 @@ def estimate(
     seen: tuple[float | None, float | None] = (None, None)
     if last is not None:
         split = [*first[:-1], (first[-1][0], last)]
-        alpha = limits.alpha / metrics_of(limits)
-        seen = _detectable(split, errors, alpha), _detectable(split, slow, alpha)
+        parts_of_alpha = alphas(limits)
+        seen = (
+            _detectable(split, errors, parts_of_alpha["errors"]),
+            _detectable(split, slow, parts_of_alpha["slow"]),
+        )
     return _plan(limits, rate, (errors, slow), parts, seen)
 
 
@@ -132,9 +135,20 @@ def _warnings(limits: Limits, rate: float, seconds: float | None, endless: bool)
             "verdict; allow a larger increase or more hours, or give the last step but one a larger share"
         )
     if limits.disagreement is not None:
-        pairs = 2.5 * log_limit(limits.alpha) / limits.disagreement
-        found.append(f"disagreement is limited: needs a shadow, and at least about {pairs:,.0f} copied calls")
+        pairs = _pairs(limits.disagreement, limits.alpha)
+        found.append(f"disagreement is limited: needs a shadow, and {pairs:,} copied calls even if all answers agree")
     return tuple(found)
+
+
+def _pairs(limit: float, alpha: float) -> int:
+    """Copied calls without a disagreement that show its share to be below the limit."""
+    low, high = 0, 1
+    while share_bounds(0, high, alpha).high >= limit:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if share_bounds(0, middle, alpha).high < limit else (middle, high)
+    return high
 
 
 def _fewest(weight: float, limits: Limits, rate: float) -> float:

@@ -20,6 +20,7 @@ from pelton.rollout.state import Arm, Limits, Pairs, Rollout, Stretch
 
 Kind = Literal["hold", "advance", "promote", "roll_back", "give_up"]
 Verdict = Literal["undecided", "passed", "harm"]
+ERRORS_PART: Final = 0.7
 _MOST: Final = 1e9  # calls; more are not foretold
 _PER_HOUR: Final = 3600.0
 
@@ -63,9 +64,8 @@ def decide(rollout: Rollout, stretches: Sequence[Stretch], now: float) -> Decisi
 
 
 def judge(rollout: Rollout, stretches: Sequence[Stretch]) -> list[Finding]:
-    """Each metric by itself, over all stretches. The chance of a false rollback is shared by the metrics."""
+    """Each metric by itself, over all stretches."""
     limits = rollout.limits
-    alpha = limits.alpha / metrics_of(limits)
     if rollout.weight >= 1:
         return [_alone("errors", stretches, lambda arm: arm.errors, limits.error_increase, limits.alpha)]
     findings = [
@@ -73,15 +73,18 @@ def judge(rollout: Rollout, stretches: Sequence[Stretch]) -> list[Finding]:
         _compared("slow", _counts(stretches, lambda arm: arm.slow), limits.slow_increase, limits, rollout.weight),
     ]
     if limits.disagreement is not None:
-        findings.append(
-            _disagreement(merge_pairs(part.pairs for part in stretches), limits.disagreement, alpha, limits)
-        )
+        pairs = merge_pairs(part.pairs for part in stretches)
+        findings.append(_disagreement(pairs, limits.disagreement, limits))
     return findings
 
 
-def metrics_of(limits: Limits) -> int:
-    """How many metrics can roll back: errors, slow calls, and disagreement where it is limited."""
-    return 2 if limits.disagreement is None else 3
+def alphas(limits: Limits) -> dict[str, float]:
+    """Metrics that can roll back -> each one's chance of a false rollback; in all at most `limits.alpha`.
+
+    Errors get most: they are what a broken version shows, and the fewest."""
+    others = ["slow"] if limits.disagreement is None else ["slow", "disagreement"]
+    part = (1 - ERRORS_PART) * limits.alpha / len(others)
+    return {"errors": ERRORS_PART * limits.alpha, **dict.fromkeys(others, part)}
 
 
 def more_calls(counts: Sequence[Counts], margin: float, alpha: float, weight: float) -> float | None:
@@ -110,8 +113,8 @@ def more_calls(counts: Sequence[Counts], margin: float, alpha: float, weight: fl
 
 def _compared(metric: str, counts: list[Counts], margin: float, limits: Limits, weight: float) -> Finding:
     """A metric of which both versions have events."""
-    alpha = limits.alpha / metrics_of(limits)
-    worse = harm([Events(c.candidate_events, c.candidate_events + c.stable_events, c.weight) for c in counts], alpha)
+    events = [Events(c.candidate_events, c.candidate_events + c.stable_events, c.weight) for c in counts]
+    worse = harm(events, alphas(limits)[metric])
     value = log_not_worse(counts, margin)
     passed = value >= log_limit(limits.alpha)
     bounds = increase_bounds(counts, limits.alpha)
@@ -137,8 +140,9 @@ def _compared(metric: str, counts: list[Counts], margin: float, limits: Limits, 
     return Finding(metric, "undecided", f"{seen}; {_needs(needed, margin)}", figures)
 
 
-def _disagreement(pairs: Pairs, limit: float, alpha: float, limits: Limits) -> Finding:
+def _disagreement(pairs: Pairs, limit: float, limits: Limits) -> Finding:
     """Copied calls whose answers differ: their share is surely above the limit, surely below, or neither."""
+    alpha = alphas(limits)["disagreement"]
     low = share_bounds(pairs.disagreements, pairs.pairs, alpha).low
     high = share_bounds(pairs.disagreements, pairs.pairs, limits.alpha).high
     share = pairs.disagreements / max(pairs.pairs, 1)
