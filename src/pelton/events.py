@@ -220,7 +220,7 @@ class Events:
             mine = tables.webhooks.c.id == key
             row = connection.execute(select(tables.webhooks.c.url).where(mine)).first()
             if row is None:
-                raise NotFound(f"there is no webhook {key[:60]!r}: `pelton webhook list` shows them")
+                raise NotFound(f"there is no webhook {key[:60]!r}: the list of webhooks shows their ids")
             connection.execute(delete(tables.webhooks).where(mine))
             append(connection, "webhook_removed", "", actor, {"webhook": key, "host": host_of(row.url)}, now)
 

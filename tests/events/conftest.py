@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import ssl
 import threading
 import time
 import warnings
@@ -150,6 +151,11 @@ class Receiver:
     def ids(self) -> list[int]:
         with self._guard:
             return [post.json["id"] for post in self.posts]
+
+    def secure(self, context: ssl.SSLContext) -> None:
+        """From now on it speaks TLS. The handshake is made in the thread of a request, not in the one that accepts."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = self.url.replace("http:", "https:")
 
     def close(self) -> None:
         self.gate.set()
