@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from pelton.errors import Conflict, PeltonError
+from pelton.rollout.evidence import merge
 from pelton.rollout.state import OPEN, Rollout, Stretch
 from pelton.store import Store
 
@@ -229,14 +230,7 @@ class Deployments:
         """What all processes saw, one stretch a route, in the order of routes; routes without evidence are left out."""
         wanted = sorted(set(routes))
         rows = [row for route in wanted for row in self._store.rows("evidence", name=name, route=route)]
-        merged: dict[int, Stretch] = {}
-        for row in rows:
-            stretch = _read(row["counts"], Stretch)
-            if stretch.route in merged:
-                merged[stretch.route].add(stretch)
-            else:
-                merged[stretch.route] = stretch
-        return list(merged.values())
+        return merge(_read(row["counts"], Stretch) for row in rows)
 
     def _swap(
         self, connection: Connection, new: Deployment, expect: int, actor: str, action: str, why: str

@@ -8,7 +8,6 @@ import msgspec
 
 Status = Literal["running", "paused", "held", "promoted", "rolled_back", "aborted"]
 OPEN: frozenset[Status] = frozenset({"running", "paused", "held"})
-WORST_KEPT = 20  # calls whose answers differ most, of one stretch
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,25 +121,6 @@ class Pairs(msgspec.Struct):
     segments: dict[str, Segment] = {}
     worst: list[Worst] = []  # the largest shifts first, a bounded number
 
-    def add(self, other: Pairs) -> None:
-        """Adds another process's pairs; of the worst calls only the worst of both stay."""
-        self.copied += other.copied
-        self.skipped += other.skipped
-        self.failed += other.failed
-        self.pairs += other.pairs
-        self.disagreements += other.disagreements
-        self.shift_sum += other.shift_sum
-        self.shift_squares += other.shift_squares
-        self.shift_largest = max(self.shift_largest, other.shift_largest)
-        self.deployed_seconds += other.deployed_seconds
-        self.shadow_seconds += other.shadow_seconds
-        for value, theirs in other.segments.items():
-            mine = self.segments.setdefault(value, Segment())
-            mine.pairs += theirs.pairs
-            mine.disagreements += theirs.disagreements
-        largest_first = sorted([*self.worst, *other.worst], key=lambda worst: abs(worst.shift), reverse=True)
-        self.worst = largest_first[:WORST_KEPT]
-
 
 class Stretch(msgspec.Struct):
     """All evidence of the calls that were routed by one revision of a deployment, in one process or in all."""
@@ -150,9 +130,3 @@ class Stretch(msgspec.Struct):
     stable: Arm = msgspec.field(default_factory=Arm)
     candidate: Arm = msgspec.field(default_factory=Arm)
     pairs: Pairs = msgspec.field(default_factory=Pairs)
-
-    def add(self, other: Stretch) -> None:
-        """Adds what another process saw of the same stretch."""
-        self.stable.add(other.stable)
-        self.candidate.add(other.candidate)
-        self.pairs.add(other.pairs)
