@@ -44,7 +44,8 @@ def added(*windows):
 def facts(window):
     """Everything that a window holds, comparable."""
     return (
-        window.answered, window.rows, window.device_seconds, window.errors, window.refusals, window.dispatched,
+        window.answered, window.rows, window.device_seconds, window.failed_seconds,
+        window.errors, window.refusals, window.dispatched,
         {size: (batch.count, batch.seconds) for size, batch in window.batches.items()},
         {stage: (histogram.counts.tolist(), histogram.sum) for stage, histogram in window.stages.items()},
         window.last_answer,
@@ -68,9 +69,11 @@ def test_a_window_counts_what_it_was_given():
         Record("m", "v", "v2", "", 2, 8, "full", "", 5.0, 0.0, 0.5, 1.0, 2.0, 0.25),
         Record("m", "v", "v2", "", 6, 8, "full", "", 5.0, 0.5, 0.5, 1.0, 2.0, 0.75),
         Record("m", "v", "v2", "", 1, 0, "late", "refused", 6.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+        Record("m", "v", "v2", "", 1, 1, "full", "model_failed", 6.0, 0.0, 0.0, 0.5, 0.75, 0.5),
     ])  # fmt: skip
+    assert window.failed_seconds == 1.75
     assert (window.answered, window.rows, window.device_seconds, window.last_answer) == (2, 8, 1.0, 5.0)
-    assert window.errors == {"refused": 1}
+    assert window.errors == {"refused": 1, "model_failed": 1}
     assert window.refusals == {"late": 1}
     assert window.dispatched == {"full": 1.0}  # one batch, of which both calls were a part
     assert window.batches[8].count == 1.0

@@ -39,6 +39,7 @@ class Sum(msgspec.Struct, frozen=True):
     batches: dict[int, tuple[float, float]]
     stages: dict[str, Durations]
     last_answer: float
+    failed_seconds: float = 0.0
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -112,6 +113,7 @@ def sums_of(totals: Mapping[WindowKey, Window], epoch: float) -> list[Sum]:
             {size: (batch.count, batch.seconds) for size, batch in window.batches.items()},
             {stage: _durations(histogram) for stage, histogram in window.stages.items()},
             window.last_answer + epoch if window.last_answer else 0.0,
+            window.failed_seconds,
         )
         for key, window in totals.items()
     ]
@@ -142,6 +144,7 @@ def _window(one: Sum) -> Window:
     window = Window()
     window.answered, window.rows = one.answered, one.rows
     window.device_seconds, window.last_answer = one.device_seconds, one.last_answer
+    window.failed_seconds = one.failed_seconds
     window.errors, window.refusals, window.dispatched = dict(one.errors), dict(one.refusals), dict(one.dispatched)
     for size, (count, seconds) in one.batches.items():
         batch = window.batches[size] = BatchCount()

@@ -38,6 +38,7 @@ class Window:
         self.answered = 0
         self.rows = 0
         self.device_seconds = 0.0
+        self.failed_seconds = 0.0  # total times of calls that ended with an error
         self.errors: dict[str, int] = {}
         self.refusals: dict[str, int] = {}
         self.dispatched: dict[str, float] = {}  # why batches left the queue
@@ -81,6 +82,7 @@ class Window:
         self.answered += other.answered
         self.rows += other.rows
         self.device_seconds += other.device_seconds
+        self.failed_seconds += other.failed_seconds
         self.last_answer = max(self.last_answer, other.last_answer)
         for kind, count in other.errors.items():
             self.errors[kind] = self.errors.get(kind, 0) + count
@@ -97,5 +99,6 @@ class Window:
 
     def _add_error(self, record: Record) -> None:
         self.errors[record.error] = self.errors.get(record.error, 0) + 1
+        self.failed_seconds += record.total
         if record.error == "refused":
             self.refusals[record.reason] = self.refusals.get(record.reason, 0) + 1

@@ -177,6 +177,18 @@ def test_statistics_count_the_rows_of_a_call_and_their_times_add_up(client: Any)
     }
 
 
+def test_statistics_tell_the_time_of_calls_that_failed(client: Any) -> None:
+    def fail() -> Any:
+        return client.get_inference_statistics("linear")["model_stats"][0]["inference_stats"]["fail"]
+
+    before = fail()
+    with pytest.raises(utils.InferenceServerException):
+        client.infer("linear", [tensor("x", np.array([[1, 2, np.nan]], np.float32))])
+    after = fail()
+    assert after["count"] - before["count"] == 1
+    assert 0 < after["ns"] - before["ns"] < 60e9
+
+
 def test_models_are_unloaded_and_loaded_again(own_server: Any) -> None:
     with http.InferenceServerClient(own_server.address) as client:
         client.unload_model("linear")

@@ -1,7 +1,8 @@
 """Triton's statistics extension: `GET /v2/models[/{model}[/versions/{version}]]/stats`.
 
-Every leaf is {count, ns}. A call's time is cut so that the parts add up: queue and compute_infer as measured,
-compute_input all that came before the queue (decoding, preprocessing); answers are encoded after the record is made.
+Every leaf is {count, ns}. The time of an answered call is cut so that the parts add up: queue and compute_infer as
+measured, compute_input all that came before the queue (decoding, preprocessing). compute_output takes no time here:
+answers are encoded after the record is made. Failed and refused calls are in `fail` alone, with their whole time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _one(name: str, version: str, window: Window) -> dict[str, Any]:
         "execution_count": sum(round(batch.count) for batch in window.batches.values()),
         "inference_stats": {
             "success": _leaf(answered, stages["total"].sum),
-            "fail": _leaf(sum(window.errors.values()), 0.0),
+            "fail": _leaf(sum(window.errors.values()), window.failed_seconds),
             "queue": _leaf(answered, queue),
             "compute_input": _leaf(answered, stages["total"].sum - queue - run),
             "compute_infer": _leaf(answered, run),
