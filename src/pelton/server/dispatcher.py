@@ -39,6 +39,7 @@ class Dispatcher:
         inbox: Inbox | None = None,
     ) -> None:
         self._engine = engine
+        self._current = engine.directory.answering
         self._routes = routes
         self._app = app
         self._limits = limits
@@ -55,13 +56,17 @@ class Dispatcher:
             self._page(connection, request)
             return
         try:
-            served = self._engine.resolve(route.name, route.version)
+            served = None if route.version else self._current(route.name)
+            if served is None or self._engine.draining:
+                served = self._engine.resolve(route.name, route.version)
             pick = None
             if served.split is not None and not route.version:
                 pick = served.split.pick(request.header(KEY) if request.special else None)
                 served = pick.served
-            scheduler = served.scheduler
-            if (self._inbox.waited > served.target or scheduler.behind()) and self._too_busy(request, served):
+            batcher = served.scheduler.batcher
+            if (batcher.rows >= batcher.full_rows or self._inbox.waited > served.target) and self._too_busy(
+                request, served
+            ):
                 self._turn_away(connection, request, route, served, pick)
             else:
                 begin(self._engine, connection, request, served, route.codec(served), self._limits, pick)
@@ -90,6 +95,8 @@ class Dispatcher:
             return False
         if self._inbox.waited > served.target:
             return True
+        if not served.scheduler.behind():
+            return False
         return served.scheduler.one_more(self._engine.clock()) > request.received + served.target
 
     def _turn_away(

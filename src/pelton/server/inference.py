@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # An answer: what all calls of a batch share, made once a batch, and the call's own.
 BATCH_HEAD: Final = b"HTTP/1.1 200 OK\r\ndate: %b\r\npelton-version: %b\r\npelton-batch-rows: %d\r\nserver-timing: run;dur=%.3f, queue;dur="
-PLAIN_ANSWER: Final = b"%b%.3f\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b"
+QUICK_ANSWER: Final = b"%b%.3f\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b"
 CALL_HEAD: Final = b"%b%.3f%b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n"
 CLOSE: Final = b"connection: close\r\n"
 COMPRESS_FROM: Final = 8 * 1024
@@ -37,6 +37,7 @@ class Inference(Call, eq=False):
     context: Any = None  # the codec's own
     served: Any = None  # Served
     engine: Any = None  # Engine
+    give: Any = None  # of `Quick`, for a call that came that way
 
     def left(self) -> None:
         """The client is gone."""
@@ -53,29 +54,16 @@ def begin(
     pick: Pick | None,
 ) -> None:
     """Decodes a request and submits its call. Raises PeltonError for a body that cannot be a call."""
-    received = request.received
-    if request.special:
-        call = _special(request, served, codec, limits)
-    else:
-        asked = codec.decode(request, request.body)
+    received, quick = request.received, codec.quick
+    inputs = quick.take(request.body) if quick is not None and not request.special else None
+    if quick is not None and inputs is not None:
         call = Inference(
-            asked.inputs,
-            asked.rows,
-            answer,
-            received,
-            received + (asked.timeout or served.target),
-            asked.fields,
-            request_id=f"{ID_PREFIX}{next(ID_NUMBER):x}",
-            context=asked.context,
-        )
-        if asked.priority or asked.timeout:
-            call.priority, call.own_deadline = asked.priority, asked.timeout > 0.0
-    call.protocol = codec.protocol
-    call.connection = connection
-    call.request = request
-    call.codec = codec
-    call.served = served
-    call.engine = engine
+            inputs, 1, answer, received, received + served.target, protocol=codec.protocol,
+            request_id=f"{ID_PREFIX}{next(ID_NUMBER):x}", connection=connection, request=request, codec=codec,
+            served=served, engine=engine, give=quick.give,
+        )  # fmt: skip
+    else:
+        call = _decoded(engine, connection, request, served, codec, limits)
     if pick is not None:
         call.route, call.key = pick.route, pick.key
     if served.mirror is not None:
@@ -85,14 +73,16 @@ def begin(
     engine.submit(served, call, received - last if last else 0.0)
 
 
-def _special(request: Request, served: Served, codec: Codec, limits: Limits) -> Inference:
-    """The call of a request with headers that change how it is read or answered."""
-    body = request.body
-    encoding = request.header(b"content-encoding")
+def _decoded(
+    engine: Engine, connection: Connection, request: Request, served: Served, codec: Codec, limits: Limits
+) -> Inference:
+    """The call of any request."""
+    body, special = request.body, request.special
+    encoding = request.header(b"content-encoding") if special else None
     if encoding is not None:
         body = decompress(body, encoding, limits.body)
     asked = codec.decode(request, body)
-    timeout = timeout_of(request) or asked.timeout
+    timeout = (timeout_of(request) if special else 0.0) or asked.timeout
     return Inference(
         asked.inputs,
         asked.rows,
@@ -101,10 +91,16 @@ def _special(request: Request, served: Served, codec: Codec, limits: Limits) -> 
         request.received + (timeout or served.target),
         asked.fields,
         own_deadline=timeout > 0.0,
-        priority=priority_of(request) or asked.priority,
+        priority=(priority_of(request) if special else 0) or asked.priority,
+        protocol=codec.protocol,
         request_id=request_id(request),
-        trace=trace_of(request),
+        trace=trace_of(request) if special else "",
+        connection=connection,
+        request=request,
+        codec=codec,
         context=asked.context,
+        served=served,
+        engine=engine,
     )
 
 
@@ -113,6 +109,22 @@ def answer(call: Call) -> None:
     assert isinstance(call, Inference)
     outcome = call.outcome
     if type(outcome) is list:
+        give = call.give
+        body = give(outcome) if give is not None else None
+        if body is not None and call.request.keep_alive:
+            batch = call.batch
+            assert batch is not None
+            call.connection.send(
+                QUICK_ANSWER
+                % (
+                    batch.head or _batch_head(call),
+                    (batch.started - call.queued) * 1e3,
+                    len(body),
+                    call.request_id.encode(),
+                    body,
+                )
+            )
+            return
         try:
             encoded = call.codec.encode(call, outcome, call.context)
         except PeltonError as error:
@@ -130,22 +142,14 @@ def answer(call: Call) -> None:
 def _reply(call: Inference, encoded: Answer) -> None:
     batch, request = call.batch, call.request
     assert batch is not None
-    if not batch.head:
-        batch.head = BATCH_HEAD % (date(), call.served.wire_version, batch.rows, batch.run_seconds * 1e3)
-    body, queue = encoded.body, (batch.started - call.queued) * 1e3
-    if not (request.special or call.prepared or encoded.headers) and request.keep_alive and len(body) < COMPRESS_FROM:
-        call.connection.send(
-            PLAIN_ANSWER % (batch.head, queue, encoded.content_type, len(body), call.request_id.encode(), body)
-        )
-        return
-    headers = encoded.headers
+    headers, body = encoded.headers, encoded.body
     if request.special and len(body) >= COMPRESS_FROM:
         headers, body = _compressed(request, encoded)
     call.connection.reply(
         CALL_HEAD
         % (
-            batch.head,
-            queue,
+            batch.head or _batch_head(call),
+            (batch.started - call.queued) * 1e3,
             b", prepare;dur=%.3f" % (call.prepared * 1e3) if call.prepared else b"",
             encoded.content_type,
             len(body),
@@ -155,6 +159,14 @@ def _reply(call: Inference, encoded: Answer) -> None:
         ),
         body,
     )
+
+
+def _batch_head(call: Inference) -> bytes:
+    """Made by the first answer of a batch."""
+    batch = call.batch
+    assert batch is not None
+    batch.head = BATCH_HEAD % (date(), call.served.wire_version, batch.rows, batch.run_seconds * 1e3)
+    return batch.head
 
 
 def reply_error(connection: Connection, request: Request, error: PeltonError, request_id: str) -> None:

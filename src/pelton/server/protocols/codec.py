@@ -9,6 +9,7 @@ import msgspec
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput, TooLarge
+from pelton.server.protocols.quick import Quick
 from pelton.server.protocols.status import UnknownEncoding
 from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
@@ -41,6 +42,7 @@ class Codec(Protocol):
     """A protocol compiled for one served version."""
 
     protocol: str
+    quick: Quick | None  # the shortest way, where this model has one
 
     def decode(self, request: Request, body: bytes) -> Asked:
         """Raises InvalidInput and its kin for a body that is not what the model takes."""

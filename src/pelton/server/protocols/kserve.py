@@ -29,6 +29,7 @@ class KserveCodec:
     """Compiled for one version."""
 
     protocol = "kserve_v1"
+    quick = None
 
     def __init__(self, served: Served, limits: Limits) -> None:
         replica = served.replica

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -19,7 +20,17 @@ import pybase64
 
 from pelton.engine import Served
 from pelton.errors import InvalidInput
-from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
+from pelton.server.protocols.codec import (
+    BAD_JSON,
+    Answer,
+    Asked,
+    RowEncoder,
+    bad_json,
+    check_json_size,
+    decode_json,
+    encode,
+)
+from pelton.server.protocols.quick import Quick, giver, only_input, taker, vector
 from pelton.server.protocols.tensors import PACK_LIMIT, out_of_range, packer
 from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
@@ -44,6 +55,7 @@ class NativeCodec:
         self._rows = RowEncoder(served)
         self._fast: Fast | None = None
         self._fast_data: Fast | None = None
+        self.quick = _quick(served)
         specs = replica.signature.inputs
         if replica.signature.batched and not replica.package.manifest.preprocess:
             self._fast = compile_fast(specs, [spec.name for spec in specs])
@@ -75,6 +87,27 @@ class NativeCodec:
 
     def _expected(self) -> str:
         return "the keys " + ", ".join(repr(name) for name in sorted(self._fields))
+
+
+def _quick(served: Served) -> Quick | None:
+    """`{"x": [numbers]}` or `{"data": [numbers]}`, and `{"y": [numbers]}` back."""
+    spec = only_input(served)
+    if spec is None:
+        return None
+    give = giver(served, b"{" + encode(served.replica.signature.outputs[0].name) + b":", b"}", one_row=True)
+    named, data = (
+        taker(
+            spec,
+            msgspec.defstruct("Row", [("values", vector(spec))], rename={"values": key}, forbid_unknown_fields=True),
+            attrgetter("values"),
+        )
+        for key in (spec.name, "data")
+    )
+
+    def take(body: bytes) -> list[Array] | None:
+        return data(body) if body.startswith(b'{"data"') else named(body)
+
+    return Quick(take, give) if give is not None else None
 
 
 def _kind(value: Any) -> str:

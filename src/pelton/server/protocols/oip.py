@@ -6,7 +6,7 @@ Content-Type is ignored, as clients do not agree on one; unknown keys are tolera
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from pelton.engine import Served
 from pelton.errors import InvalidInput, Unsupported
 from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, bad_json, check_json_size, encode
 from pelton.server.protocols.native import ELEMENT
+from pelton.server.protocols.quick import Quick, giver, only_input, taker, vector
 from pelton.server.protocols.tensors import (
     PACK_LIMIT,
     array_of,
@@ -97,6 +98,7 @@ class OipCodec:
         self._row = self._row_spec()
         self._row_shape = [1, *self._row.shape] if self._row is not None else []
         self._answer_shape, self._answer_head = self._row_answer()
+        self.quick = self._quick(served)
 
     def _row_spec(self) -> TensorSpec | None:
         """The only input, where it is a fixed vector: most calls are one row of it, and are decoded in a few steps."""
@@ -113,6 +115,23 @@ class OipCodec:
             return (), b""
         shape = (1, *specs[0].shape)
         return shape, b"".join((self._head, b',"outputs":[', self._output_heads[0], encode(shape), b',"data":'))
+
+    def _quick(self, served: Served) -> Quick | None:
+        """One row of the only input, with nothing else in the request."""
+        spec = only_input(served)
+        give = giver(served, self._answer_head, b"}]}", one_row=False)
+        if spec is None or give is None or not self._answer_head:
+            return None
+        # types made from the signature: msgspec checks names and shape while it parses
+        one: Any = Literal
+        fields = [
+            ("name", one[spec.name]),
+            ("shape", tuple[one[1], one[spec.elements]]),
+            ("datatype", one[spec.datatype]),
+        ]
+        tensor = msgspec.defstruct("Input", [*fields, ("data", vector(spec))], forbid_unknown_fields=True)
+        form = msgspec.defstruct("Request", [("inputs", tuple[tensor])], forbid_unknown_fields=True)  # type: ignore[valid-type]
+        return Quick(taker(spec, form, lambda request: request.inputs[0].data), give)
 
     def _typed_decoder(self) -> msgspec.json.Decoder[Any] | None:
         """Checks flat data while it is parsed, where all inputs take the same kind of numbers."""
