@@ -60,6 +60,7 @@ class Directory:
 
     def __init__(self) -> None:
         self._current: dict[str, Served] = {}  # the version that answers when a caller names none
+        self.answering = self._current.get  # the hot path of `find`
         self._versions: dict[tuple[str, str], Served] = {}
         self._states: dict[str, str] = {}  # of names that cannot answer: why
 
