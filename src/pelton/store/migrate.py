@@ -39,7 +39,7 @@ def known() -> list[Migration]:
 def bring_up_to_date(store: Store, migrations: Sequence[Migration] | None = None) -> list[int]:
     """Applies what is missing and returns its numbers. Raises PeltonError for a database from a newer Pelton."""
     newest = int(NAMES[-1][:4]) if migrations is None else migrations[-1].number
-    if store.newest_migration() == newest:
+    if _newest(store) == newest:  # nobody waits for a lock to learn that there is nothing to do
         return []
     with store.write() as connection:
         _check_order(applied := _applied(connection), newest, store.shown)
@@ -48,6 +48,14 @@ def bring_up_to_date(store: Store, migrations: Sequence[Migration] | None = None
             one.apply(connection)
             _note(connection, one)
     return [one.number for one in missing]
+
+
+def _newest(store: Store) -> int:
+    quick = store.newest_migration()
+    if quick is not None:
+        return quick
+    with store.read() as connection:
+        return max(_applied(connection), default=0)
 
 
 def _applied(connection: Connection) -> list[int]:

@@ -24,6 +24,8 @@ _POOL: Final = 5
 _LATER: Final = ("08", "57P", "53300", "55P03", "40", "57014", "25P03")
 _FULL: Final = ("53100", "53200")
 _FORBIDDEN: Final = ("42501", "25006")
+# at connecting the driver gives the server's words without their code
+_ADDRESS: Final = re.compile(r"authentication failed|does not exist|no pg_hba|no password supplied|could not translate")
 _SECRET: Final = re.compile(r"(password|passwd|sslpassword|sslkey)=[^&\s]*", re.IGNORECASE)
 
 
@@ -107,14 +109,17 @@ class PostgreSQL:
         if not isinstance(cause, psycopg.Error):
             return error
         state = cause.sqlstate or ""
-        text = _SECRET.sub(r"\1=***", " ".join(str(cause).split()))
+        # the server's own line, without the rows that it repeats under it
+        text = _SECRET.sub(r"\1=***", " ".join((cause.diag.message_primary or str(cause)).split()))
         if state == "23505":
             return Conflict(f"somebody else has just written the same to {self.shown}: look, then try again")
+        if state.startswith("23"):
+            return PeltonError(f"{self.shown}: {text}")
         if state.startswith(_FULL):
             return PeltonError(f"{self.shown}: {text}; the server has no room, nothing was changed")
         if state.startswith(_FORBIDDEN):
             return PeltonError(f"{self.shown}: {text}; its user needs the right to write and to create tables")
-        if state.startswith(("28", "3D")):
+        if state.startswith(("28", "3D")) or (not state and _ADDRESS.search(text)):
             return PeltonError(f"{self.shown}: {text}; check user, password and database of the store's address")
         if state.startswith(_LATER) or (not state and isinstance(cause, psycopg.OperationalError)):
             doubt = "; whether the last change was made is not known: look before you repeat it" if committing else ""
