@@ -53,6 +53,7 @@ def test_a_target_that_cannot_be_sent_is_refused_by_name(field: str, value: obje
         ("confidence", 1.0),
         ("rates", (0.0,)),
         ("overload", 0.5),
+        ("most_connections", 100),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused_by_name(field: str, value: object) -> None:

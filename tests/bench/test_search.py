@@ -1,12 +1,24 @@
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 from pelton.bench import Plan, Target, render_html, render_table, run_bench
 from pelton.bench.confidence import holds
 from pelton.bench.load import arrivals
-from pelton.bench.search import MOST_CONFIRMS, MOST_PROBES, Seen, bracket, confirmed_rate, lengthened, next_ask, verdict
+from pelton.bench.search import (
+    MOST_CONFIRMS,
+    MOST_PROBES,
+    Ask,
+    Seen,
+    bracket,
+    confirmed_rate,
+    connections_for,
+    lengthened,
+    next_ask,
+    verdict,
+)
 from pelton.errors import InvalidInput, NotReady
 
 PLAN = Plan(step_seconds=4.0, confirm_seconds=10.0)
@@ -215,6 +227,63 @@ def test_a_search_against_a_real_server_ends_with_a_claim_that_its_requests_bear
     confirms = [step for step in report.steps if step.kind == "confirm"]
     assert (report.held is not None) == any(holds(step.requests, step.over) for step in confirms)
     assert f"of {(report.confirmed or report.curve[0]).requests:,} requests" in report.claim
+
+
+def test_the_connections_of_a_step_follow_from_its_rate_and_the_target() -> None:
+    plan = Plan(max_connections=512, most_connections=8192, timeout_seconds=10.0)
+    assert connections_for(plan, Ask("probe", 1_000.0, 4_000), 0.02) == 512
+    assert connections_for(plan, Ask("probe", 1_000.0, 4_000), 1.0) == 2_000
+    assert connections_for(plan, Ask("overload", 200.0, 4_000), 0.02) == 2_000
+    assert connections_for(plan, Ask("overload", 200.0, 900), 0.02) == 900
+    assert connections_for(plan, Ask("overload", 50_000.0, 100_000), 0.02) == 8192
+
+
+class Holding:
+    """A slow server: from the overload on it answers nothing before `enough` calls wait at once."""
+
+    def __init__(self, enough: int) -> None:
+        self.enough, self.overloaded = enough, False
+        self.held: list = []
+
+    def on_progress(self, line: str) -> None:
+        self.overloaded |= line.startswith("curve")  # the step before it
+
+    def __call__(self, exchange) -> None:
+        if not self.overloaded:
+            exchange.reply()
+            return
+        self.held.append(exchange)
+        if len(self.held) >= self.enough:
+            self.enough = 0
+            for one in self.held:
+                one.reply()
+            self.held.clear()
+
+
+def test_the_overload_of_a_slow_model_sends_what_comes_although_nothing_is_answered(serving) -> None:
+    server = Holding(enough=100)
+    plan = msgspec.structs.replace(QUICK, max_connections=8, timeout_seconds=20.0)
+    with serving(server) as address:
+        report = run_bench(target(address.port), plan, server.on_progress)
+        most_open = address.most_open
+    assert most_open >= 100
+    assert report.overload.connections == most_open
+    assert (report.overload.timed_out, report.overload.failed) == (0, 0)
+    assert report.overload.ok == report.overload.requests
+    assert f"on up to {report.overload.connections} connections" in render_table(report)
+
+
+def test_an_overload_with_too_few_connections_is_said_to_be_one(serving) -> None:
+    server = Holding(enough=16)
+    plan = msgspec.structs.replace(QUICK, max_connections=8, most_connections=16, timeout_seconds=20.0)
+    with serving(server) as address:
+        report = run_bench(target(address.port), plan, server.on_progress)
+        assert address.most_open == 16
+    assert report.overload.connections == 16
+    assert report.overload.starved > 0
+    [note] = [note for note in report.notes if note.startswith("Overload")]
+    assert "all 16 connections" in note
+    assert note in render_html(report)
 
 
 def test_a_server_that_is_not_there_is_named() -> None:

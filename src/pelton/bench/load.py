@@ -30,6 +30,7 @@ UNSENT: Final = -2  # the step was given up before a connection was free
 REFUSALS: Final = (429, 503)
 
 HOPELESS_SHARE: Final = 0.05  # of all requests of a step over the target: nothing more to learn from it
+SPARE_FILES: Final = 64  # open files of the process that are no connections
 FINEST_WAKE: Final = 50e-6  # seconds; nearer arrivals are sent together
 
 Clock = Callable[[], float]
@@ -151,7 +152,10 @@ class Pool:
         self.samples = Samples()
         self.ended: Callable[[], None] = lambda: None
         self.under_way = 0
-        self._host, self._port, self._limit, self._timeout = host, port, limit, timeout
+        self.limit = limit
+        self.most_open = 0  # connections in this step
+        self.starved = 0  # requests of this step for which no connection was free and none could be opened
+        self._host, self._port, self._timeout = host, port, timeout
         self._requests: Iterator[bytes] = itertools.cycle(requests)
         self._connections: set[Connection] = set()
         self._free: list[Connection] = []
@@ -162,12 +166,13 @@ class Pool:
 
     async def open(self, count: int) -> None:
         """Opens up to `count` connections ahead of time. OSError where nothing listens."""
-        missing = min(count, self._limit) - len(self._connections)
+        missing = min(count, self.limit) - len(self._connections)
         await asyncio.gather(*(self._connect() for _ in range(missing)))
 
     def start(self, ended: Callable[[], None]) -> None:
         """A new step: samples are counted anew, `ended` hears of each request's end."""
         self.samples, self.ended = Samples(), ended
+        self.most_open, self.starved = len(self._connections), 0
         self._sweep()
 
     def submit(self, intended: float) -> None:
@@ -176,6 +181,7 @@ class Pool:
             self._free.pop().send(next(self._requests), intended)
         else:
             self._waiting.append(intended)
+            self.starved += len(self._connections) + len(self._opening) >= self.limit
             self._grow()
 
     def settle(self, intended: float, sent: float, now: float, status: int, head: bytes) -> None:
@@ -186,6 +192,7 @@ class Pool:
 
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)
+        self.most_open = max(self.most_open, len(self._connections))
         self.release(connection)
 
     def release(self, connection: Connection) -> None:
@@ -221,7 +228,7 @@ class Pool:
             self.settle(self._waiting.popleft(), now, now, outcome, b"")
 
     def _grow(self) -> None:
-        if len(self._connections) + len(self._opening) < self._limit and len(self._opening) < len(self._waiting):
+        if len(self._connections) + len(self._opening) < self.limit and len(self._opening) < len(self._waiting):
             task = self._loop.create_task(self._open_another())
             self._opening.add(task)
             task.add_done_callback(self._tried)
@@ -260,6 +267,7 @@ class Window:
     """What one step gave: its samples, between which times they count, and what the generator itself cost.
 
     `late`: seconds by which each arrival was handed over late by the generator. `cpu`: its share of one core.
+    `connections`: the most that were open at once; `starved`: requests that waited because no more were allowed.
     """
 
     def __init__(
@@ -267,6 +275,14 @@ class Window:
     ) -> None:
         self.samples, self.begin, self.end = samples, begin, end
         self.late, self.cpu, self.gave_up = late, cpu, gave_up
+        self.connections = self.starved = 0
+
+    @classmethod
+    def of(cls, pool: Pool, begin: float, end: float, late: array[float], cpu: float, gave_up: bool = False) -> Window:
+        """What the step of a pool gave."""
+        window = cls(pool.samples, begin, end, late, cpu, gave_up)
+        window.connections, window.starved = pool.most_open, pool.starved
+        return window
 
 
 def arrivals(rate: float, settle: float, count: int, seed: int) -> Array:
@@ -335,7 +351,7 @@ async def open_loop(pool: Pool, times: Array, settle: float, *, over_after: floa
     spent = (time.process_time() - cpu) / max(1e-9, time.perf_counter() - begun)
     end = start + float(times[-1]) if not loop.gave_up else max(pool.samples.intended)
     begin = start + settle if end > start + settle else start  # given up before it had settled
-    return Window(pool.samples, begin, end, loop.late, spent, loop.gave_up)
+    return Window.of(pool, begin, end, loop.late, spent, loop.gave_up)
 
 
 async def closed_loop(pool: Pool, callers: int, seconds: float, settle: float) -> Window:
@@ -359,13 +375,17 @@ async def closed_loop(pool: Pool, callers: int, seconds: float, settle: float) -
         pool.submit(pool.clock())
     await done
     spent = (time.process_time() - cpu) / max(1e-9, pool.clock() - start)
-    return Window(pool.samples, start + settle, end, array("d"), spent, False)
+    return Window.of(pool, start + settle, end, array("d"), spent)
 
 
 def connection_limit(wanted: int) -> int:
-    """`wanted`, or what the limit on open files leaves."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - 64))
+    """`wanted`, or what the limit on open files leaves. The soft limit is raised where that helps: it is often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - SPARE_FILES))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

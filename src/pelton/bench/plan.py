@@ -62,7 +62,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `callers`: the closed loops, each a number of callers that send their next request when answered.
     `rates`: measure these open-loop rates instead of searching one. `overload`: factor over capacity of the last step,
-    0 for none. `fractions`: points of the curve, as shares of the rate found. `resolution`: how near the highest rate
+    0 for none. `max_connections` are enough for most; an open loop opens up to `most_connections` where the rate and the
+    target need them, so that what is not answered does not keep back what comes. `fractions`: points of the curve, as shares of the rate found. `resolution`: how near the highest rate
     that holds and the lowest that does not must come, as a share.
     """
 
@@ -78,6 +79,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     overload: float = 2.0
     confidence: float = 0.99
     max_connections: int = 512
+    most_connections: int = 8192
     timeout_seconds: float = 10.0
     seed: int = 1
     command: str = ""
@@ -90,6 +92,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("step_seconds", "confirm_seconds", "longest_step_seconds", "timeout_seconds", "resolution"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InvalidInput(f"{name}: {getattr(self, name)} must be above 0")
+        if self.most_connections < self.max_connections:
+            raise InvalidInput(f"most_connections: {self.most_connections} is below max_connections")
         if self.settle_seconds < 0 or self.warmup_seconds < 0:
             raise InvalidInput("settle_seconds and warmup_seconds must be 0 or more")
         if not 0.5 <= self.confidence < 1:

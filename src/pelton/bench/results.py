@@ -53,6 +53,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     `refusal` the time until a 429 or 503. `bound_ms`: p99 is at most this, at the plan's confidence; None where the
     requests are too few or too many failed. `bins`: (lower edge in ms, count) of the answers.
     `rows_mean`, `rows_p99`: rows of the batch that a request ran in. `stages_tail`: of the slowest 1 %.
+    `connections`: the most that were open at once. `starved`: requests that waited in the generator because it might
+    open no more; an open loop with many of them is none.
     """
 
     kind: str
@@ -80,6 +82,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     generator_cpu: float
     generator_late_ms: float
     gave_up: bool
+    connections: int = 0
+    starved: int = 0
 
     @property
     def generator_limited(self) -> bool:
@@ -182,6 +186,8 @@ def summarize(
         generator_cpu=window.cpu,
         generator_late_ms=_quantile(np.array(window.late), 0.99) * 1e3 if len(window.late) else 0.0,
         gave_up=window.gave_up,
+        connections=window.connections,
+        starved=window.starved,
     )
 
 

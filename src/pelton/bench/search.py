@@ -243,6 +243,7 @@ async def _open_steps(
 ) -> list[Step]:
     steps: list[Step] = []
     while ask := next_ask(plan, capacity, [_seen(step) for step in steps]):
+        pool.limit = max(pool.limit, connection_limit(connections_for(plan, ask, target.p99_ms / 1e3)))
         times = arrivals(ask.rate, plan.settle_seconds, ask.requests, plan.seed + len(steps))
         # Searching, a hopeless rate need not be heard out; the others are reported and must be whole.
         window = await open_loop(
@@ -251,6 +252,13 @@ async def _open_steps(
         steps.append(summarize(window, ask.kind, target.p99_ms, plan.confidence, offered=ask.rate))
         progress(_line(steps[-1]))
     return steps
+
+
+def connections_for(plan: Plan, ask: Ask, target: float) -> int:
+    """Connections that a step may open: in the overload as many as may be under way before the first times out, else
+    twice as many as are under way where every answer takes the whole target; within the plan's bounds."""
+    under_way = ask.rate * (plan.timeout_seconds if ask.kind == "overload" else 2 * target)
+    return max(plan.max_connections, min(math.ceil(under_way), ask.requests, plan.most_connections))
 
 
 def _seen(step: Step) -> Seen:
@@ -340,6 +348,13 @@ def notes(plan: Plan, p99_ms: float, steps: Sequence[Step], limit: int) -> list[
         )
     if limit < plan.max_connections:
         found.append(f"The limit on open files allowed {limit} connections instead of {plan.max_connections}.")
+    for step in steps:
+        if step.kind == "overload" and step.starved:
+            found.append(
+                f"Overload: all {step.connections:,} connections that the generator may open were in use; "
+                f"{step.starved:,} of {step.requests:,} requests waited for one, so less was under way than callers "
+                "would have sent."
+            )
     failed = sum(s.failed + s.timed_out for s in steps)
     if failed:
         found.append(f"{failed:,} requests failed or timed out; they count as over the target.")

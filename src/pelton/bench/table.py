@@ -48,7 +48,8 @@ def overload_sentence(report: Report, step: Step) -> str:
     times = step.offered / report.capacity if report.capacity else math.inf
     share = 100 * step.good / report.capacity if report.capacity else 0.0
     text = (
-        f"Overload, {number(step.offered)} requests/s offered ({times:.1f} times the capacity): "
+        f"Overload, {number(step.offered)} requests/s offered ({times:.1f} times the capacity) "
+        f"on up to {step.connections:,} connections: "
         f"{number(step.good)}/s answered inside the target, {share:.0f} % of the capacity"
     )
     if step.refused:
