@@ -73,7 +73,7 @@ class AsgiExchange:
             "query_string": query,
             "root_path": "",
             "headers": request.headers,
-            "client": None,
+            "client": self._connection.peer,
             "server": None,
         }
 

@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_drained", "_expects",
-        "_failure", "_fields", "_head_size", "_headers", "_heads", "_inbox", "_limits", "_maybe_old", "_message_since",
+        "_failure", "_fields", "_head_size", "_headers", "_heads", "_inbox", "_known", "_limits", "_maybe_old", "_message_since",
         "_parser", "_paused", "_pending", "_plain_head", "_raw", "_raw_head", "_registry", "_request", "_special",
         "_starting", "_target", "_transport", "_write_blocked_since", "exchange", "last_reply", "received",
     )  # fmt: skip
@@ -99,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._limits = limits
         self._clock = clock
         self._heads = heads or Heads()
+        self._known = self._heads.get
         self._inbox = inbox  # None: bytes are handled as they are read
         self._raw_head = b""  # of the message that begins in the bytes at hand
         self._transport: Any = None
@@ -151,10 +152,13 @@ class Connection(asyncio.Protocol):
         self._parser = None  # breaks the reference cycle
 
     def data_received(self, data: bytes) -> None:
-        if self._inbox is not None:
-            self._inbox.put(self, data)
-        else:
+        inbox = self._inbox
+        if inbox is None:
             self.take(data, self._clock())
+        elif inbox.waiting:
+            inbox.waiting.append((self, data))
+        else:
+            inbox.put(self, data)
 
     def take(self, data: bytes, received: float) -> None:
         """Handles bytes that were read at `received`."""
@@ -162,17 +166,16 @@ class Connection(asyncio.Protocol):
         if parser is None:
             return
         self.received = received
-        self._raw_head = b""
-        if not self._message_since and self._request is None and not self._pending and not self._write_blocked_since:
+        raw = b""
+        if self._request is None and not (self._message_since or self._pending or self._write_blocked_since):
             end = data.find(b"\r\n\r\n") + 4
             raw = data[:end]
-            head = self._heads.get(raw)
+            head = self._known(raw)
             if head is not None and len(data) == end + head.length:
-                request = Request(b"POST", head.target, head.headers, False, data[end:], self.received, True, "1.1")
-                self._request = request
-                self._dispatch(self, request)
+                self._request = Request(b"POST", head.target, head.headers, False, data[end:], received, True, "1.1")
+                self._dispatch(self, self._request)
                 return
-            self._raw_head = raw
+        self._raw_head = raw
         self._parse(parser, data)
 
     def _parse(self, parser: httptools.HttpRequestParser, data: bytes | memoryview) -> None:
@@ -393,6 +396,12 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.writelines((head, body))
         self.done()
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """Address and port of the other end; None: it has none."""
+        found = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return (str(found[0]), int(found[1])) if isinstance(found, tuple) and len(found) >= 2 else None
 
     def done(self) -> None:
         """The answer of the request in progress is written."""
