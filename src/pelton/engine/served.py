@@ -96,6 +96,10 @@ class Directory:
         """`name` is known and cannot answer: it is loading, or it failed, and why."""
         self._states[name] = state
 
+    def drop_state(self, name: str) -> None:
+        """`name` is not this process's affair any more: callers are told that it is unknown here."""
+        self._states.pop(name, None)
+
     def current(self) -> dict[str, Served]:
         """The answering version of each name."""
         return dict(self._current)

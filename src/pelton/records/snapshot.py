@@ -43,7 +43,9 @@ class Sum(msgspec.Struct, frozen=True):
 
 
 class Lane(msgspec.Struct, frozen=True):
-    """A version that takes calls: what waits, what runs, and its target in seconds. `card`: what pages tell of it."""
+    """A version that takes calls: what waits, what runs, and its target in seconds. `card`: what pages tell of it.
+
+    `current`: it answers callers that name no version; others are candidates, shadows, or kept for a rollback."""
 
     model: str
     version: str
@@ -52,6 +54,7 @@ class Lane(msgspec.Struct, frozen=True):
     queue_rows: int
     running: int
     card: bytes = b""
+    current: bool = True
 
 
 class Usage(msgspec.Struct, frozen=True):

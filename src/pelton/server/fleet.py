@@ -56,7 +56,7 @@ class Fleet:
     async def load(self, text: str) -> Served:
         """Loads `name` (its newest version) or `name:version` beside what serves, then switches. Raises what made it fail."""
         ref = ModelRef.parse(text)
-        package = self.registry.resolve(ref)
+        package = await self._loop.run_in_executor(self._pool, self.registry.resolve, ref)
         name = ref.name
         if name not in self._engine.directory.current():
             self._engine.directory.announce(name, LOADING)
@@ -79,7 +79,7 @@ class Fleet:
         """Loads a version beside what serves: it answers only callers that name it. Raises what made it fail.
 
         The store is not asked: the files alone say what the version is."""
-        return await self._staged(await self._loop.run_in_executor(self._pool, self._package, name, version))
+        return await self._staged(await self._loop.run_in_executor(self._pool, stored, self.registry, name, version))
 
     def switch(self, served: Served) -> None:
         """From now on `served` answers for its name."""
@@ -140,16 +140,6 @@ class Fleet:
         )  # fmt: skip
         return served
 
-    def _package(self, name: str, version: str) -> Package:
-        """In a thread."""
-        try:
-            package = packages.load(self.registry.artifacts.folder(version), version)
-        except NotFound:
-            raise PackageInvalid(f"the files of {name}:{version[:12]} are not in this home; add the package") from None
-        if package.name != name:
-            raise PackageInvalid(f"the files of {name}:{version[:12]} are those of {package.name!r}")
-        return package
-
     def _checked(self, package: Package) -> tuple[Replica, LatencyModel]:
         """In a thread: a replica that has reproduced its golden answers, and its measured curve."""
         self._verify(package)
@@ -195,6 +185,17 @@ class Fleet:
         served = self._engine.directory.everything()
         await asyncio.gather(*(self._loop.run_in_executor(self._pool, one.replica.close) for one in served))
         self._pool.shutdown(wait=False)
+
+
+def stored(registry: Registry, name: str, version: str) -> Package:
+    """The package of a full version, from its files alone: the store may be away. Raises PackageInvalid."""
+    try:
+        package = packages.load(registry.artifacts.folder(version), version)
+    except NotFound:
+        raise PackageInvalid(f"the files of {name}:{version[:12]} are not in this home; add the package") from None
+    if package.name != name:
+        raise PackageInvalid(f"the files of {name}:{version[:12]} are those of {package.name!r}")
+    return package
 
 
 def _marks(folder: Path) -> object:

@@ -15,13 +15,16 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from pelton.deployments import Deployment
 from pelton.errors import SettingInvalid
 from pelton.packages import Package
 from pelton.registry import Registry
 from pelton.server import sinks
+from pelton.server.control.plan import Scope
+from pelton.server.control.start import read_desired
 from pelton.server.wire.listener import bind
 from pelton.settings import Settings
 
@@ -34,35 +37,49 @@ SWITCH_SECONDS = 0.0005
 
 
 def serve(
-    settings: Settings, registry: Registry, packages: Sequence[Package], sock: socket.socket | None = None
+    settings: Settings,
+    registry: Registry,
+    packages: Sequence[Package],
+    sock: socket.socket | None = None,
+    scope: Scope | None = None,
 ) -> int:
     """Serves until it is told to stop; returns the exit code: 0 when everything that was accepted was answered.
 
+    `scope`: for which models the deployments in the store are followed; by default for all that are served.
     Does not return, but ends the process, where threads are left that nothing can end: of calls that took too long.
     """
     sinks.check(settings)
     tls_context(settings)  # raises here what else every worker would say
+    scope = scope or Scope(False, frozenset(package.name for package in packages))
+    desired = read_desired(registry)
     sock = sock or listen(settings)
     log.info("listening on http%s://%s:%d", "s" if settings.tls_cert else "", settings.host, sock.getsockname()[1])
     if settings.workers > 1:
         from pelton.server.workers.supervisor import Supervisor
 
-        return Supervisor(settings, registry, packages, sock).run()
-    return run_loop(_serve_alone(settings, registry, packages, sock))
+        return Supervisor(settings, registry, packages, sock, scope=scope, desired=desired).run()
+    return run_loop(_serve_alone(settings, registry, packages, sock, scope, desired))
 
 
-async def _serve_alone(settings: Settings, registry: Registry, packages: Sequence[Package], sock: socket.socket) -> int:
+async def _serve_alone(
+    settings: Settings,
+    registry: Registry,
+    packages: Sequence[Package],
+    sock: socket.socket,
+    scope: Scope,
+    desired: Mapping[str, Deployment],
+) -> int:
     from pelton.server.process import Server
 
-    server = Server(settings, registry, sock)
+    server = Server(settings, registry, sock, scope=scope)
     loop = asyncio.get_running_loop()
     for number, grace in ((signal.SIGTERM, settings.grace), (signal.SIGINT, 0.0)):
         loop.add_signal_handler(number, _signal, server, grace)
-    return await _run(server, packages)
+    return await _run(server, packages, desired)
 
 
-async def _run(server: Server, packages: Sequence[Package]) -> int:
-    code = await server.run(packages)
+async def _run(server: Server, packages: Sequence[Package], desired: Mapping[str, Deployment]) -> int:
+    code = await server.run(packages, desired=desired)
     if server.stuck:
         end_now(code)
     return code

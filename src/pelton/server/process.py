@@ -6,14 +6,19 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
+from pelton.deployments import Deployment
 from pelton.engine import Engine
 from pelton.packages import Package
 from pelton.records import Ledger
 from pelton.registry import Registry
 from pelton.scheduling import Executor
+from pelton.server.control.converger import Places
+from pelton.server.control.evidence import Evidence
+from pelton.server.control.following import Following
+from pelton.server.control.plan import Scope
 from pelton.server.dispatcher import Dispatcher, Forward
 from pelton.server.fleet import Fleet
 from pelton.server.lifecycle import cores, settle_garbage, tls_context
@@ -39,7 +44,8 @@ class Server:
     """One serving process. All collaborators are made here.
 
     `forward` hands on requests for models of other workers; `share` says how many connections are for this process
-    now, of those that wait (see `Listener`); `connections` will hold those that are open.
+    now, of those that wait (see `Listener`); `connections` will hold those that are open. `scope`: for which models the
+    store is followed; None: for none. `places` says which models this process holds, where it has siblings.
     """
 
     def __init__(
@@ -50,18 +56,26 @@ class Server:
         forward: Forward | None = None,
         share: Callable[[int], int] | None = None,
         connections: set[Connection] | None = None,
+        scope: Scope | None = None,
+        places: Places | None = None,
     ) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self.limits = limits_of(settings)
         clock = time.perf_counter
         self.clock = clock
-        self._sinks = sinks_of(settings, clock, self._loop.call_later)
+        evidence = Evidence()
+        self._sinks = [*sinks_of(settings, clock, self._loop.call_later), evidence]
         self.ledger = Ledger(clock, self._sinks)
         self._executor = Executor(self._loop, settings.slots or cores(), clock)
         self.engine = Engine(self._loop, self._executor, self.ledger, clock)
         self.fleet = Fleet(self.engine, registry, settings)
         self.site = Site(self.engine, self.fleet, settings, self.limits)
+        self.following: Following | None = None
+        if scope is not None:
+            port = sock.getsockname()[1]
+            self.following = Following(self.engine, self.fleet, settings, scope, evidence, port, places)
+            self.site.converger = self.following.converger
         self.app = lazy_app(self.site)
         self.routes = Routes(self.limits)
         self._connections: set[Connection] = set() if connections is None else connections
@@ -85,13 +99,15 @@ class Server:
         packages: Sequence[Package],
         loaded: Callable[[], None] | None = None,
         last: Callable[[], Awaitable[None]] | None = None,
+        desired: Mapping[str, Deployment] | None = None,
     ) -> int:
         """Serves until `stop`; returns the exit code: 0 when everything that was accepted was answered.
 
         `loaded` is called when loading every model was tried. `last` is awaited once the process's own clients are
-        answered: what it still owes to others.
+        answered: what it still owes to others. `desired`: what the store says at the start; where it decides about one
+        of the `packages`, that one is not loaded.
         """
-        self._loading = self._loop.create_task(self._load(packages, loaded))
+        self._loading = self._loop.create_task(self._load(packages, desired or {}, loaded))
         grace = await self._stop
         return await self._drain(grace, last)
 
@@ -103,8 +119,16 @@ class Server:
         self._stop.set_result(grace)
         return True
 
-    async def _load(self, packages: Sequence[Package], loaded: Callable[[], None] | None) -> None:
-        await self.fleet.start(packages)
+    async def _load(
+        self, packages: Sequence[Package], desired: Mapping[str, Deployment], loaded: Callable[[], None] | None
+    ) -> None:
+        following = self.following
+        if following is None:
+            await self.fleet.start(packages)
+        else:
+            following.begin(desired)
+            free = [package for package in packages if not following.converger.follows(package.name)]
+            await asyncio.gather(self.fleet.start(free), following.settled())
         settle_garbage()
         if loaded is not None:
             loaded()
@@ -145,6 +169,8 @@ class Server:
             sink.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
+                if self.following is not None:
+                    await self.following.close()
                 await self.fleet.close()
         except TimeoutError:
             self.stuck = True

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pelton.engine import Engine
+from pelton.errors import Conflict, NotReady
 from pelton.server.fleet import Fleet
 from pelton.server.wire.asgi import App, Message
 from pelton.server.wire.limits import Limits
 from pelton.settings import Settings
 
 if TYPE_CHECKING:
+    from pelton.control import Control
     from pelton.records.snapshot import Snapshot
+    from pelton.server.control.converger import Converger
 
 
 class Siblings(Protocol):
@@ -35,6 +38,18 @@ class Site:
         self.stopping = False
         self.siblings: Siblings | None = None
         self.worker = 0  # its number among the workers
+        self.converger: Converger | None = None  # where the store is followed
+        self._control: Control | None = None
+
+    @property
+    def control(self) -> Control:
+        """All that a person may order. Made when first asked, which may take a moment: call it in a thread."""
+        if self._control is None:
+            from pelton.control import Control
+
+            registry = self.fleet.registry
+            self._control = Control(registry.store, registry)
+        return self._control
 
     def own(self) -> Snapshot:
         """How this process stands."""
@@ -57,18 +72,35 @@ class Site:
         return states
 
     async def load(self, name: str) -> None:
-        """Loads the newest version of a model beside what serves, then switches. Raises what made it fail."""
-        if self.siblings is not None:
+        """Loads the newest version of a model beside what serves, then switches; of a deployed model, the version that
+        is deployed. Raises what made it fail."""
+        if self.converger is not None and self.converger.follows(name):
+            await self._load_deployed(self.converger, name)
+        elif self.siblings is not None:
             await self.siblings.change("load", name)
         else:
             await self.fleet.load(name)
 
     async def unload(self, name: str) -> None:
-        """Takes a model out. What was accepted is answered first. Raises NotFound."""
+        """Takes a model out. What was accepted is answered first. Raises NotFound, and Conflict for a deployed model:
+        every process that follows the store would go on with it."""
+        if self.converger is not None and self.converger.follows(name):
+            if self.converger.desired[name].version:
+                raise Conflict(f"{name!r} is deployed; take it out with: pelton undeploy {name}")
+            return
         if self.siblings is not None:
             await self.siblings.change("unload", name)
         else:
             await self.fleet.unload(name)
+
+    async def _load_deployed(self, converger: Converger, name: str) -> None:
+        if converger.holds(name):
+            await converger.load(name)
+            return
+        wanted = converger.desired[name].version
+        lanes = {(lane.model, lane.version) for process in await self.processes() for lane in process.lanes}
+        if (name, wanted) not in lanes:
+            raise NotReady(f"{name}:{wanted[:12]} is deployed and does not serve yet; see pelton status {name}")
 
 
 def lazy_app(site: Site) -> App:

@@ -24,6 +24,7 @@ def take(site: Site) -> Snapshot:
     engine.ledger.fold()
     epoch = time.time() - engine.clock()
     recent, seconds = _recent(site)
+    current = engine.directory.current()
     return Snapshot(
         software=__version__,
         python=platform.python_version(),
@@ -41,9 +42,9 @@ def take(site: Site) -> Snapshot:
                 served.scheduler.batcher.rows,
                 served.scheduler.running,
                 card_of(served),
+                served is current.get(served.name),
             )
-            for name in engine.directory.current()
-            for served in engine.directory.versions(name)
+            for served in engine.directory.everything()
         ],
         states=engine.directory.states(),
         worker=site.worker,

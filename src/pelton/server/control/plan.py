@@ -36,13 +36,14 @@ class Scope(msgspec.Struct, frozen=True):
 
 class Load(msgspec.Struct, frozen=True):
     """How loading a version went. `revision`: that of the deployment which asked for it; `at`: when this was known;
-    `failures`: in a row; `reason`: of the last one."""
+    `failures`: in a row; `reason`: of the last one; `wrong`: it has answered its golden requests wrongly."""
 
     state: Word
     revision: int = 0
     at: float = 0.0
     failures: int = 0
     reason: str = ""
+    wrong: bool = False
 
 
 class Sharing(msgspec.Struct, frozen=True):

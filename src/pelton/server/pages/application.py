@@ -16,10 +16,10 @@ from starlette.routing import Route
 
 from pelton.engine import Served
 from pelton.errors import NotFound, PeltonError, Unsupported
-from pelton.server.pages import examples
+from pelton.server.pages import admin, examples
 from pelton.server.pages.answers import JSON, answer, failure, plain_failure
 from pelton.server.pages.cards import read
-from pelton.server.pages.catalog import catalog, lanes_of
+from pelton.server.pages.catalog import catalog, current_lanes, lanes_of
 from pelton.server.pages.health import Health, find, waiting
 from pelton.server.pages.metadata import model_config, model_metadata, server_metadata
 from pelton.server.pages.metrics import in_parts
@@ -78,6 +78,7 @@ def make_app(site: Site) -> App:
     # Routes with a fixed ending first: "{model}" alone would take "m:predict" as a name.
     routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in post]
     routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get]
+    routes += admin.routes(site)
     app = Starlette(
         routes=routes,
         exception_handlers={PeltonError: _own, HTTPException: _http, Exception: _fault},
@@ -120,7 +121,7 @@ class Pages:
         return Response(b"".join(body), headers={"content-type": content_type, "cache-control": "no-store"})
 
     async def openapi(self, request: Request) -> Response:
-        lanes = lanes_of(await self._site.processes())
+        lanes = current_lanes(await self._site.processes())
         cards = {key[0]: (read(same[0].card), same[0].target) for key, same in lanes.items()}
         return Response(msgspec.json.encode(document(list(cards.values()))), media_type=JSON)
 

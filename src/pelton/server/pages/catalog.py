@@ -20,7 +20,7 @@ def catalog(processes: Sequence[Snapshot], states: Mapping[str, str], reason: st
     totals = by_version(merged(one for process in processes for one in process.sums))
     recent = by_version(merged(one for process in processes for one in process.recent))
     seconds = max(process.recent_seconds for process in processes)
-    lanes = lanes_of(processes)
+    lanes = current_lanes(processes)
     models = [
         _model(same, totals.get(key, Window()), recent.get(key, Window()), seconds) for key, same in lanes.items()
     ]
@@ -49,6 +49,12 @@ def lanes_of(processes: Sequence[Snapshot]) -> dict[Key, list[Lane]]:
         for lane in process.lanes:
             lanes.setdefault((lane.model, lane.version), []).append(lane)
     return dict(sorted(lanes.items()))
+
+
+def current_lanes(processes: Sequence[Snapshot]) -> dict[Key, list[Lane]]:
+    """Those of the versions that answer callers who name none."""
+    kept = {key: [lane for lane in lanes if lane.current] for key, lanes in lanes_of(processes).items()}
+    return {key: lanes for key, lanes in kept.items() if lanes}
 
 
 def _model(lanes: Sequence[Lane], total: Window, recent: Window, seconds: float) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Final, Literal
 import msgspec
 
 from pelton import errors
+from pelton.deployments import Deployment
+from pelton.server.control.plan import Scope
 from pelton.settings import Settings
 
 LINE_LIMIT: Final = 16 * 1024 * 1024  # the handover names every model
@@ -20,7 +22,9 @@ READ: Final = 65_536
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A model that should be served: its version, and its worker (`placement.EVERYWHERE`: all)."""
+    """A model that should be served: its version, and its worker (`placement.EVERYWHERE`: all).
+
+    The version is what it begins with where the store decides nothing; "": the store does."""
 
     version: str
     where: int
@@ -38,6 +42,9 @@ class Handover(msgspec.Struct, frozen=True, tag=True):
     listener: int
     settings: Settings
     models: dict[str, Placed]
+    scope: Scope
+    desired: dict[str, Deployment] = {}  # what the store was last known to say
+    fresh: bool = False  # it was read a moment ago
 
 
 class Change(msgspec.Struct, frozen=True, tag=True):
@@ -46,6 +53,13 @@ class Change(msgspec.Struct, frozen=True, tag=True):
     id: int
     name: str
     placed: Placed | None
+
+
+class Place(msgspec.Struct, frozen=True, tag=True):
+    """A model that is new in the store lives in that worker, or in all (`placement.EVERYWHERE`)."""
+
+    name: str
+    where: int
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -73,6 +87,20 @@ class Asked(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
+class Homeless(msgspec.Struct, frozen=True, tag=True):
+    """A model is new in the store: where shall it live? Answered with Place, to all. `size`: bytes of its files."""
+
+    name: str
+    size: int
+    alone: bool
+
+
+class Known(msgspec.Struct, frozen=True, tag=True):
+    """What the store says now: for a worker that is started while the store is away."""
+
+    desired: dict[str, Deployment]
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True):
     """The worker's own clients are answered. Its siblings may still forward calls to it."""
 
@@ -93,7 +121,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
             raise error_named(self.kind, self.message)
 
 
-Message = Handover | Change | Stop | Finish | Serving | Asked | Drained | Done
+Message = Handover | Change | Place | Stop | Finish | Serving | Asked | Homeless | Known | Drained | Done
 
 _encode: Final = msgspec.json.Encoder().encode
 _decoder: Final = msgspec.json.Decoder(Message)

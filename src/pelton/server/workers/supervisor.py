@@ -18,14 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from pelton.deployments import Deployment
 from pelton.errors import NotFound, NotReady, PeltonError
 from pelton.packages import Package
 from pelton.registry import Registry
+from pelton.server.control.plan import Scope
 from pelton.server.lifecycle import cores
 from pelton.server.workers.board import AWAY, Board
 from pelton.server.workers.channel import (
@@ -37,7 +39,10 @@ from pelton.server.workers.channel import (
     Drained,
     Finish,
     Handover,
+    Homeless,
+    Known,
     Message,
+    Place,
     Placed,
     Serving,
     Stop,
@@ -114,11 +119,16 @@ class Supervisor:
         packages: Sequence[Package],
         sock: socket.socket,
         command: Sequence[str] = COMMAND,
+        scope: Scope | None = None,
+        desired: Mapping[str, Deployment] | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._sock = sock
         self._command = command
+        self._scope = scope or Scope(False, frozenset(package.name for package in packages))
+        self._desired = dict(desired or {})  # what the store said last, as far as workers told
+        self._fresh = True  # `_desired` was read a moment ago
         self._weights: dict[str, Weight] = {package.name: weigh(package) for package in packages}
         self._models: dict[str, Placed] = {}
         places = self._place()
@@ -142,6 +152,7 @@ class Supervisor:
             try:
                 for index in range(self._settings.workers):
                     self._start(index)
+                self._fresh = False
                 while self._children or not self._stopping:
                     for key, _ in self._selector.select(self._wait_for()):
                         key.data()
@@ -212,8 +223,16 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(child))
         child.send(
             Handover(
-                index, self._settings.workers, self._folder, self._sock.fileno(), self._settings_of(index), self._models
-            )
+                index,
+                self._settings.workers,
+                self._folder,
+                self._sock.fileno(),
+                self._settings_of(index),
+                self._models,
+                self._scope,
+                self._desired,
+                self._fresh,
+            )  # fmt: skip
         )
         for order in self._orders.values():
             child.send(order.change)
@@ -305,6 +324,10 @@ class Supervisor:
                 child.send(Finish())  # somebody stopped this one alone
         elif isinstance(message, Done):
             self._answered(message.id, child.index, message)
+        elif isinstance(message, Homeless):
+            self._find_home(message)
+        elif isinstance(message, Known):
+            self._desired = message.desired
         elif isinstance(message, Asked):
             try:
                 self._order(message.name, self._wanted(message), child, message.id)
@@ -326,6 +349,15 @@ class Supervisor:
         package = self._registry.resolve(ModelRef.parse(asked.name))
         self._weights[package.name] = weigh(package)
         return Placed(package.version, self._place()[package.name])
+
+    def _find_home(self, homeless: Homeless) -> None:
+        """Several workers may ask for the same model: they all hear the first answer."""
+        name = homeless.name
+        if name not in self._models:
+            self._weights[name] = Weight(homeless.size, homeless.alone)
+            self._models[name] = Placed("", self._place()[name])
+        for child in self._children.values():
+            child.send(Place(name, self._models[name].where))
 
     def _place(self) -> dict[str, int]:
         """Where each model lives; those that have a place keep it."""

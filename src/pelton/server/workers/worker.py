@@ -13,16 +13,20 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
+from pelton.deployments import Deployment
 from pelton.errors import NotReady, PeltonError
 from pelton.packages import Package
 from pelton.records.snapshot import Snapshot
 from pelton.registry import Registry
 from pelton.server.call_headers import request_id
+from pelton.server.control.start import read_desired
 from pelton.server.dispatcher import Dispatcher
+from pelton.server.fleet import stored
 from pelton.server.inference import reply_error
 from pelton.server.lifecycle import end_now, run_loop
 from pelton.server.process import Server
@@ -39,39 +43,53 @@ from pelton.server.workers.channel import (
     Drained,
     Finish,
     Handover,
+    Homeless,
+    Known,
+    Place,
     Serving,
     Stop,
     done,
 )
 from pelton.server.workers.forward import Forward, Link, Sibling
 from pelton.server.workers.placement import EVERYWHERE
-from pelton.types import ModelRef
+from pelton.server.workers.places import WorkerPlaces
 
 log = logging.getLogger(__name__)
 
 ACCEPT_AT_ONCE: Final = 4  # connections per turn of the loop: siblings that are idle shall get some, too
 ANSWER_SECONDS: Final = 1.0  # for a sibling to tell how it stands
+STORE_SECONDS: Final = 3.0  # for the store to say what should be served
 SNAPSHOT: Final = "/internal/snapshot"
 
 
 class Worker:
     """A `Server` among siblings."""
 
-    def __init__(self, handover: Handover, channel: Channel) -> None:
+    def __init__(
+        self, handover: Handover, channel: Channel, registry: Registry, desired: Mapping[str, Deployment]
+    ) -> None:
         self._handover = handover
+        self._desired = desired
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         me, settings = handover.index, handover.settings
-        self._registry = Registry(settings.home_path)
+        self._registry = registry
         self._siblings = {n: Sibling(path_of(handover.folder, n)) for n in range(handover.workers) if n != me}
-        self._elsewhere = {n: p.where for n, p in handover.models.items() if p.where not in (EVERYWHERE, me)}
+        self._places = WorkerPlaces(handover, registry, self._tell)
+        self._elsewhere = self._places.elsewhere
         forward = Forward(self._siblings, self._elsewhere, self._reject)
         sock = socket.socket(fileno=handover.listener)
         self._board = Board(handover.folder, handover.workers)
         self._clients = Counted(self._board.counts, me)
-        self.server = Server(settings, self._registry, sock, forward, self._share, self._clients)
+        self.server = Server(
+            settings, registry, sock, forward, self._share, self._clients, handover.scope, self._places
+        )
         self.server.site.siblings = self
         self.server.site.worker = me
+        assert self.server.following is not None
+        self._following = self.server.following
+        self._following.reporter.worker = me
+        self._following.told = lambda desired: self._tell(Known(dict(desired)))
         self._inside: set[Connection] = set()
         limits = msgspec.structs.replace(self.server.limits, idle_timeout=float("inf"))  # siblings end what they opened
         self._local = Dispatcher(self.server.engine, self.server.routes, self._internal(self.server.app), limits)
@@ -91,7 +109,7 @@ class Worker:
         for number, grace in ((signal.SIGTERM, settings.grace), (signal.SIGINT, 0.0)):
             self._loop.add_signal_handler(number, self.server.stop, grace)
         changing = self._loop.create_task(self._change_in_turn())
-        code = await self.server.run(self._packages(), self._loaded, self._last)
+        code = await self.server.run(self._packages(), self._loaded, self._last, self._desired)
         changing.cancel()
         self._listener.close()
         for sibling in self._siblings.values():
@@ -126,12 +144,16 @@ class Worker:
             self._finish.set()
         elif isinstance(message, Change):
             self._changes.put_nowait(message)
+        elif isinstance(message, Place):
+            if self._places.put(message.name, message.where):
+                self.server.engine.directory.drop_state(message.name)
+            self._following.converger.step()
         elif isinstance(message, Done):
             future = self._asked.pop(message.id, None)
             if future is not None and not future.done():
                 future.set_result(message)
 
-    def _tell(self, message: Serving | Drained | Done | Asked) -> None:
+    def _tell(self, message: Serving | Drained | Done | Asked | Homeless | Known) -> None:
         with contextlib.suppress(Closed):  # `_read` notices
             self._channel.send(message)
 
@@ -148,10 +170,12 @@ class Worker:
     def _packages(self) -> list[Package]:
         packages = []
         for name, placed in self._handover.models.items():
-            if name in self._elsewhere:
+            if name in self._elsewhere or not placed.version:
                 continue
+            if name in self._desired and self._handover.scope.follows(name):
+                continue  # the store decides
             try:
-                packages.append(self._registry.resolve(ModelRef(name, placed.version)))
+                packages.append(stored(self._registry, name, placed.version))
             except PeltonError as error:
                 log.error("model %s cannot be served: %s", name, error)
                 self.server.engine.directory.announce(name, f"it failed to load: {error}")
@@ -282,11 +306,25 @@ def remove_inside(path: str, last: bool) -> None:
 
 
 async def _serve(handover: Handover, channel: Channel) -> int:
-    worker = Worker(handover, channel)
+    registry = Registry(handover.settings.home_path, handover.settings.store_url)
+    worker = Worker(handover, channel, registry, await _read_desired(handover, registry))
     code = await worker.run()
     if worker.server.stuck:
         end_now(code)
     return code
+
+
+async def _read_desired(handover: Handover, registry: Registry) -> Mapping[str, Deployment]:
+    """What the store says now: a worker that is started again must not begin with what it was. Where the store is away,
+    what its siblings heard last."""
+    if handover.fresh:
+        return handover.desired
+    try:
+        async with asyncio.timeout(STORE_SECONDS):
+            return await asyncio.to_thread(read_desired, registry)
+    except (PeltonError, TimeoutError) as error:
+        log.error("the store does not answer (%s): starting with what was known of it", error or "in time")
+        return handover.desired
 
 
 def run(handover: Handover, channel: Channel) -> int:
