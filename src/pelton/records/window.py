@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -56,20 +57,20 @@ class Window:
             return
         self.answered += len(good)
         self.last_answer = max([self.last_answer, *[record.at for record in good]])
-        for record in good:
-            rows = record.rows
-            share = rows / record.batch_rows
-            self.rows += rows
-            self.device_seconds += record.device
-            self.dispatched[record.reason] = self.dispatched.get(record.reason, 0.0) + share
-            size = record.batch_rows
+        self.rows += sum([record.rows for record in good])
+        self.device_seconds += sum([record.device for record in good])
+        # calls of a batch are alike: they are counted by what they have in common, and then added kind by kind
+        alike = Counter([(record.reason, record.batch_rows, record.rows, record.device) for record in good])
+        for (reason, size, rows, device), calls in alike.items():
+            share = calls * rows / size
+            self.dispatched[reason] = self.dispatched.get(reason, 0.0) + share
             if size > EXACT_ROWS:
                 size = 1 << (size - 1).bit_length()
             batch = self.batches.get(size)
             if batch is None:
                 batch = self.batches[size] = BatchCount()
             batch.count += share
-            batch.seconds += record.device
+            batch.seconds += calls * device
         self.stages["queue"].add([record.queue for record in good])
         self.stages["run"].add([record.run for record in good])
         self.stages["total"].add([record.total for record in good])

@@ -9,8 +9,9 @@ from typing import Final
 
 from pelton.engine import Engine, Pick, Served
 from pelton.errors import ModelFailed, Overloaded, PeltonError
-from pelton.server.call_headers import KEY, request_id
-from pelton.server.inference import begin, reply_error
+from pelton.server.call_headers import ID_NUMBER, ID_PREFIX, KEY, request_id
+from pelton.server.inference import Inference, answer, decoded, reply_error
+from pelton.server.protocols.codec import Codec
 from pelton.server.protocols.status import error_body, error_headers
 from pelton.server.routes import Route, Routes
 from pelton.server.wire.answer_head import date, head
@@ -69,7 +70,8 @@ class Dispatcher:
             ):
                 self._turn_away(connection, request, route, served, pick)
             else:
-                begin(self._engine, connection, request, served, route.codec(served), self._limits, pick)
+                codec = served.codecs.get(route.make) or route.codec(served)
+                self._begin(connection, request, served, codec, pick)
         except PeltonError as error:
             if self._forward is None or not self._forward(connection, request, route):
                 self._engine.reject(route.name, route.protocol, error, request.received)
@@ -79,6 +81,27 @@ class Dispatcher:
             failure = ModelFailed("internal error; the log of the server has the details")
             self._engine.reject(route.name, route.protocol, failure, request.received)
             reply_error(connection, request, failure, "")
+
+    def _begin(self, connection: Connection, request: Request, served: Served, codec: Codec, pick: Pick | None) -> None:
+        """Decodes and submits. Raises PeltonError for a body that cannot be a call."""
+        engine, quick = self._engine, codec.quick
+        inputs = quick.take(request.body) if quick is not None and not request.special else None
+        if quick is not None and inputs is not None:
+            received = request.received
+            call = Inference(
+                inputs, 1, answer, received, received + served.target, protocol=codec.protocol,
+                request_id=f"{ID_PREFIX}{next(ID_NUMBER):x}", connection=connection, request=request, codec=codec,
+                served=served, engine=engine, give=quick.give,
+            )  # fmt: skip
+        else:
+            call = decoded(engine, connection, request, served, codec, self._limits)
+        if pick is not None:
+            call.route, call.key = pick.route, pick.key
+        if served.mirror is not None:
+            served.mirror.watch(call)
+        connection.exchange = call
+        last = connection.last_reply
+        engine.submit(served, call, request.received - last if last else 0.0)
 
     def _page(self, connection: Connection, request: Request) -> None:
         if self._forward is not None and self._forward(connection, request, None):

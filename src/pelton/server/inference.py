@@ -6,9 +6,9 @@ import logging
 import zlib
 from typing import Any, Final
 
-from pelton.engine import Engine, Pick, Served
+from pelton.engine import Engine, Served
 from pelton.errors import Cancelled, ModelFailed, PeltonError
-from pelton.server.call_headers import ID_NUMBER, ID_PREFIX, priority_of, request_id, timeout_of, trace_of
+from pelton.server.call_headers import priority_of, request_id, timeout_of, trace_of
 from pelton.server.protocols.codec import Answer, Codec, decompress
 from pelton.server.protocols.status import error_body, error_headers, status_of
 from pelton.server.wire.answer_head import date, head
@@ -44,39 +44,10 @@ class Inference(Call, eq=False):
         self.engine.cancel(self.served, self)
 
 
-def begin(
-    engine: Engine,
-    connection: Connection,
-    request: Request,
-    served: Served,
-    codec: Codec,
-    limits: Limits,
-    pick: Pick | None,
-) -> None:
-    """Decodes a request and submits its call. Raises PeltonError for a body that cannot be a call."""
-    received, quick = request.received, codec.quick
-    inputs = quick.take(request.body) if quick is not None and not request.special else None
-    if quick is not None and inputs is not None:
-        call = Inference(
-            inputs, 1, answer, received, received + served.target, protocol=codec.protocol,
-            request_id=f"{ID_PREFIX}{next(ID_NUMBER):x}", connection=connection, request=request, codec=codec,
-            served=served, engine=engine, give=quick.give,
-        )  # fmt: skip
-    else:
-        call = _decoded(engine, connection, request, served, codec, limits)
-    if pick is not None:
-        call.route, call.key = pick.route, pick.key
-    if served.mirror is not None:
-        served.mirror.watch(call)
-    connection.exchange = call
-    last = connection.last_reply
-    engine.submit(served, call, received - last if last else 0.0)
-
-
-def _decoded(
+def decoded(
     engine: Engine, connection: Connection, request: Request, served: Served, codec: Codec, limits: Limits
 ) -> Inference:
-    """The call of any request."""
+    """The call of any request. Raises PeltonError for a body that cannot be one."""
     body, special = request.body, request.special
     encoding = request.header(b"content-encoding") if special else None
     if encoding is not None:
@@ -104,16 +75,14 @@ def _decoded(
     )
 
 
-def answer(call: Call) -> None:
+def answer(call: Any) -> None:
     """`Call.done` of an inference: its outcome, as bytes, to its connection."""
-    assert isinstance(call, Inference)
     outcome = call.outcome
     if type(outcome) is list:
         give = call.give
         body = give(outcome) if give is not None else None
         if body is not None and call.request.keep_alive:
             batch = call.batch
-            assert batch is not None
             call.connection.send(
                 QUICK_ANSWER
                 % (

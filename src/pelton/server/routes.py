@@ -26,7 +26,7 @@ PATTERNS: Final[tuple[tuple[re.Pattern[str], type[OipCodec | KserveCodec | Nativ
 class Route:
     """One target. A codec is compiled for every version that answers, and kept with it."""
 
-    __slots__ = ("_limits", "_make", "name", "protocol", "version")
+    __slots__ = ("_limits", "make", "name", "protocol", "version")
 
     def __init__(
         self, name: str, version: str, make: type[OipCodec | KserveCodec | NativeCodec], limits: Limits
@@ -34,14 +34,15 @@ class Route:
         self.name = name
         self.version = version
         self.protocol = make.protocol
-        self._make = make
+        self.make = make
         self._limits = limits
 
     def codec(self, served: Served) -> Codec:
         """The protocol, compiled for `served`."""
-        codec: Codec | None = served.codecs.get(self._make)
-        if codec is None:
-            codec = served.codecs[self._make] = self._make(served, self._limits)
+        known: Codec | None = served.codecs.get(self.make)
+        if known is not None:
+            return known
+        codec = served.codecs[self.make] = self.make(served, self._limits)
         return codec
 
 

@@ -17,6 +17,7 @@ from pelton.engine import Served
 from pelton.errors import InvalidInput, TooLarge
 from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, RowEncoder, bad_json, check_json_size, decode_json
 from pelton.server.protocols.native import vector_type
+from pelton.server.protocols.quick import Quick
 from pelton.server.protocols.tensors import array_of
 from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
@@ -29,7 +30,7 @@ class KserveCodec:
     """Compiled for one version."""
 
     protocol = "kserve_v1"
-    quick = None
+    quick: Quick | None = None
 
     def __init__(self, served: Served, limits: Limits) -> None:
         replica = served.replica

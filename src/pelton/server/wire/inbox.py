@@ -32,7 +32,7 @@ class Inbox:
         self._later = later
         self._clock = clock
         self._then = then
-        self._waiting: list[tuple[Reader, bytes]] = []
+        self.waiting: list[tuple[Reader, bytes]] = []  # who comes behind another may append itself
         self._since = 0.0
         self.waited = 0.0  # seconds that the requests of the lot at hand have waited, at most
         self._busy = 0.0  # seconds that the last turn took
@@ -40,14 +40,14 @@ class Inbox:
 
     def put(self, reader: Reader, data: bytes) -> None:
         """Called by a connection that has read `data`."""
-        waiting = self._waiting
+        waiting = self.waiting
         if not waiting:
             self._since = self._clock()
             self._later(self._flush)
         waiting.append((reader, data))
 
     def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         since = self._since
         begin = self._clock()
         # the loop was busy just before: they may have waited in the kernel all that time
