@@ -14,7 +14,7 @@ from pelton.rollout.eprocess import log_beta, log_limit, log_mixture
 
 # Parts of what may be bet; each gets the same stake. The best one is about margin / (share + margin).
 STAKES: Final = (0.02, 0.05, 0.11, 0.22, 0.4, 0.6, 0.8, 0.93)
-_HALVINGS: Final = 36
+_HALVINGS: Final = 28
 
 
 class Bounds(NamedTuple):

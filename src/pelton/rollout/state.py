@@ -70,9 +70,9 @@ class Arm(msgspec.Struct):
     calls: int = 0
     errors: int = 0
     slow: int = 0
-    repeats: int = 0
     seconds: float = 0.0  # sum of total times
     device: float = 0.0  # sum of device seconds
+    repeats: int = 0
 
     @property
     def callers(self) -> int:
