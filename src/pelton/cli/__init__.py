@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Final
 
 from pelton.cli.parser import make_parser
 from pelton.errors import PeltonError
-
-COMMANDS: Final = ("add", "list", "serve", "predict", "bench", "remove")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,9 +7,18 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from pelton.errors import InvalidInput, NotFound, NotReady, PeltonError
+from pelton.errors import Conflict, InvalidInput, NotFound, NotReady, PeltonError
 
 TIMEOUT = 60.0
+JSON = {"content-type": "application/json"}
+KINDS: dict[int, type[PeltonError]] = {
+    400: InvalidInput,
+    413: InvalidInput,
+    404: NotFound,
+    409: Conflict,
+    429: NotReady,
+    503: NotReady,
+}
 
 
 class Client:
@@ -26,25 +35,31 @@ class Client:
         self._connection = kind(self.host, self.port, timeout=TIMEOUT)
 
     def get(self, path: str) -> Any:
-        return self._ask("GET", path, None)
+        return self._json("GET", path, None)
 
     def post(self, path: str, body: Any) -> Any:
-        return self._ask("POST", path, json.dumps(body).encode())
+        return self._json("POST", path, json.dumps(body).encode())
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Any:
+    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> bytes:
+        """The body of an answer with status 200."""
         try:
-            self._connection.request(method, path, body, {"content-type": "application/json"} if body else {})
+            self._connection.request(method, path, body, headers)
             response = self._connection.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise NotReady(f"no answer from {self.url} ({error}); is `pelton serve` running there?") from None
+        if response.status == 200:
+            return data
+        answer = self._decoded(path, data)
+        message = answer.get("error", "") if isinstance(answer, dict) else ""
+        raise KINDS.get(response.status, PeltonError)(message or f"{self.url}{path} answered {response.status}")
+
+    def _json(self, method: str, path: str, body: bytes | None) -> Any:
+        return self._decoded(path, self.ask(method, path, body, JSON if body else {}))
+
+    def _decoded(self, path: str, data: bytes) -> Any:
         try:
-            answer = json.loads(data) if data else None
+            return json.loads(data) if data else None
         except ValueError:
             raise PeltonError(f"{self.url}{path} did not answer with JSON: is it a server of Pelton?") from None
-        if response.status == 200:
-            return answer
-        message = answer.get("error", "") if isinstance(answer, dict) else ""
-        kind = {400: InvalidInput, 413: InvalidInput, 404: NotFound, 503: NotReady}.get(response.status, PeltonError)
-        raise kind(message or f"{self.url}{path} answered {response.status}")

@@ -23,4 +23,5 @@ def open_registry(home: str | None) -> Registry:
     """The registry in `home`, or in the default one."""
     from pelton import settings
 
-    return Registry(settings.load({"home": home}).home_path)
+    found = settings.load({"home": home})
+    return Registry(found.home_path, found.store_url)

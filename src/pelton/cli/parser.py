@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from pelton import __version__, settings
+from pelton.cli.control_parser import add_commands
 
 SERVE_FLAGS = tuple(name for name in settings.names() if name != "home")
 
@@ -25,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     _predict(commands)
     _bench(commands)
     _remove(commands)
+    add_commands(commands)
     return parser
 
 

@@ -1,0 +1,21 @@
+"""`pelton deploy`."""
+
+from __future__ import annotations
+
+import argparse
+
+from pelton.cli.control import open_control
+from pelton.cli.output import print_json
+from pelton.cli.waited import wait_for
+from pelton.control.answers import Changed
+from pelton.control.orders import Deploy
+
+
+def run(arguments: argparse.Namespace) -> int:
+    ask = open_control(arguments)
+    done: Changed = ask(Deploy(arguments.model, arguments.why, arguments.expect, arguments.slow_ms))
+    if arguments.json:
+        print_json(done)
+    else:
+        print(done.message)
+    return wait_for(ask, done.deployment.name, done.revision, arguments)
