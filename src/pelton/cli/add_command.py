@@ -6,7 +6,10 @@ import argparse
 from pathlib import Path
 
 from pelton import importers
+from pelton.cli.control import actor
 from pelton.cli.models import open_registry
+from pelton.errors import InvalidInput
+from pelton.types import ModelRef
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -18,6 +21,11 @@ def run(arguments: argparse.Namespace) -> int:
         max_rows=arguments.max_rows,
         trust=arguments.trust,
         example=Path(arguments.example) if arguments.example else None,
+        by=actor(),
+        parent=registry.find(ModelRef.parse(arguments.parent)).version if arguments.parent else "",
+        derivation=arguments.derivation,
+        accepted_on=arguments.accepted_on,
+        metrics=metrics_of(arguments.metrics),
     )
     package = importers.add(arguments.source, registry, options)
     print(f"{package.name}:{package.version[:12]}")
@@ -27,3 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  output  {spec.name}: {spec.datatype}{list(spec.shape)}")
     print(f"serve it: pelton serve {package.name}")
     return 0
+
+
+def metrics_of(text: str) -> dict[str, float]:
+    """Names and numbers out of `accuracy=0.93,auc=0.97`. Raises InvalidInput."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            name = ""
+        if not name.strip():
+            raise InvalidInput(f"--metrics takes NAME=NUMBER with commas, such as accuracy=0.93, not {part!r}")
+    return found

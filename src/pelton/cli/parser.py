@@ -57,6 +57,10 @@ def _add(commands: Any) -> None:
     parser.add_argument("--max-rows", type=int, metavar="N", help="largest batch; 1: no batching")
     parser.add_argument("--example", metavar="FILE", help="JSON file with example rows: recorded as golden requests")
     parser.add_argument("--trust", action="store_true", help="the source's own code, or pickle, may run")
+    parser.add_argument("--parent", metavar="NAME:VERSION", help="the version that this one was made of")
+    parser.add_argument("--derivation", default="", metavar="TEXT", help="by what it was made of that: int8, distilled")
+    parser.add_argument("--accepted-on", default="", metavar="TEXT", help="hardware on which its quality was accepted")
+    parser.add_argument("--metrics", default="", metavar="NAME=X", help="its quality: accuracy=0.93,auc=0.97")
 
 
 def _list(commands: Any) -> None:

@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from pelton.errors import SourceInvalid, Unsupported
 from pelton.importers.draft import Options
 from pelton.packages import MANIFEST_NAME, Package
@@ -32,7 +34,8 @@ def add(source: str, registry: Registry, options: Options) -> Package:
     The model has been loaded once, and its golden answers were reproduced. Raises SourceInvalid, PackageInvalid,
     Untrusted, ExtraMissing, Disagrees, Unsupported; then nothing was added."""
     importer = importlib.import_module(f"pelton.importers.{_importer(source)}")
-    package: Package = importer.add(source, registry, options)
+    told = options if options.source else replace(options, source=source)
+    package: Package = importer.add(source, registry, told)
     return package
 
 

@@ -32,7 +32,10 @@ Rows = Mapping[str, Array]  # one array [rows, ...] for each input
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What `add` may be told. `example`: a file with rows (`pelton.importers.examples`). `trust`: code may run."""
+    """What `add` may be told. `example`: a file with rows (`pelton.importers.examples`). `trust`: code may run.
+
+    The last ones are kept beside the version in the registry: `by` whom and from which `source` it was added, the full
+    version that it derives from, by what, on which hardware it was accepted, and its measured quality."""
 
     name: str = ""
     p99_ms: float | None = None
@@ -40,6 +43,12 @@ class Options(msgspec.Struct, frozen=True):
     max_rows: int | None = None
     trust: bool = False
     example: Path | None = None
+    by: str = ""
+    source: str = ""
+    parent: str = ""
+    derivation: str = ""
+    accepted_on: str = ""
+    metrics: dict[str, float] = {}
 
 
 @contextmanager
@@ -70,7 +79,15 @@ def finish(folder: Path, manifest: Manifest, rows: Rows | None, registry: Regist
     package = save(manifest, folder)
     with closing(contract.load(package, contract.RuntimeOptions(trust=options.trust))) as model:
         golden.check(package, model.run)
-    version = registry.add(folder)
+    version = registry.add(
+        folder,
+        by=options.by,
+        source=options.source,
+        parent=options.parent,
+        derivation=options.derivation,
+        accepted_on=options.accepted_on,
+        metrics=options.metrics,
+    )
     return registry.resolve(ModelRef(manifest.name, version))
 
 
