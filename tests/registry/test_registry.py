@@ -1,14 +1,17 @@
+"""Models and versions. Every test with a store runs on SQLite and on PostgreSQL."""
+
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pelton.artifacts import Artifacts
-from pelton.errors import ArtifactCorrupt, InvalidInput, NotFound, PackageInvalid, Unsupported
+from pelton.errors import ArtifactCorrupt, InvalidInput, NotFound, PackageInvalid
 from pelton.packages import Manifest, save
 from pelton.registry import Registry
 from pelton.types import ModelRef, Signature, TensorSpec
@@ -24,8 +27,10 @@ def package(folder: Path, name: str, content: str = "") -> Path:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "home")
+def registry(tmp_path: Path, store_url: str) -> Iterator[Registry]:
+    registry = Registry(tmp_path / "home", store_url)
+    yield registry
+    registry.close()
 
 
 def test_an_added_package_resolves_by_its_name(registry: Registry, tmp_path: Path) -> None:
@@ -91,15 +96,6 @@ def test_names_that_cannot_be_models_are_not_found(registry: Registry, tmp_path:
         registry.remove(ModelRef(name))
 
 
-def test_an_alias_is_refused_for_now(registry: Registry, tmp_path: Path) -> None:
-    registry.add(package(tmp_path / "p", "spam"))
-    with pytest.raises(Unsupported, match="aliases"):
-        registry.resolve(ModelRef.parse("spam@live"))
-    with pytest.raises(Unsupported, match="aliases"):
-        registry.remove(ModelRef.parse("spam@live"))
-    assert registry.models() == ["spam"]
-
-
 def test_removing_a_version_leaves_the_others(registry: Registry, tmp_path: Path) -> None:
     first = registry.add(package(tmp_path / "1", "spam", "1"))
     second = registry.add(package(tmp_path / "2", "spam", "2"))
@@ -145,45 +141,42 @@ def test_a_changed_file_is_found_by_verify(registry: Registry, tmp_path: Path) -
         registry.verify(version)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"name": "other", "version": "x", "added": 1.0}'])
-def test_a_damaged_entry_is_named(registry: Registry, tmp_path: Path, content: bytes) -> None:
-    version = registry.add(package(tmp_path / "p", "spam"))
-    path = registry.home / "models" / "spam" / f"{version}.json"
-    path.write_bytes(content)
-    with pytest.raises(PackageInvalid, match=version):
-        registry.resolve(ModelRef("spam"))
-    registry.add(package(tmp_path / "o", "other"))
-    assert registry.models() == ["other", "spam"]
-    assert registry.resolve(ModelRef("other")).name == "other"
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pelton import artifacts, registry
+from pelton import artifacts
+from pelton.registry import registry
+from pelton.store import aliases, catalog, store, uses
 from pelton.types import ModelRef
 left = [int(sys.argv[4])]
+FILES = [module.__file__ for module in (artifacts, registry, aliases, catalog, store, uses)]
 def trace(frame, event, argument):
-    if event == "line" and frame.f_code.co_filename in (artifacts.__file__, registry.__file__):
+    if event == "line" and frame.f_code.co_filename in FILES:
         left[0] -= 1
         if left[0] < 0:
             os.kill(os.getpid(), signal.SIGKILL)
     return trace
-r = registry.Registry(Path(sys.argv[1]))
+r = registry.Registry(Path(sys.argv[1]), sys.argv[5])
+r.models()
 sys.settrace(trace)
 r.add(Path(sys.argv[3])) if sys.argv[2] == "add" else r.remove(ModelRef(sys.argv[3]))
 """
 
 
-@pytest.mark.parametrize("lines", [10, 60, 110, 160, 210, 240, 270])
-@pytest.mark.parametrize("action", ["add", "remove"])
+@pytest.mark.parametrize(
+    ("action", "lines"),
+    [
+        *[("add", lines) for lines in (10, 80, 150, 185, 205, 220)],
+        *[("remove", lines) for lines in (10, 60, 80, 105, 118)],
+    ],
+)
 def test_a_kill_anywhere_leaves_a_registry_that_works(
-    registry: Registry, tmp_path: Path, action: str, lines: int
+    registry: Registry, tmp_path: Path, store_url: str, action: str, lines: int
 ) -> None:
     first = registry.add(package(tmp_path / "1", "spam", "1"))
     package(tmp_path / "2", "other")
     target = str(tmp_path / "2") if action == "add" else "spam"
-    command = [sys.executable, "-c", KILLED, str(registry.home), action, target, str(lines)]
+    command = [sys.executable, "-c", KILLED, str(registry.home), action, target, str(lines), store_url]
     assert subprocess.run(command, capture_output=True, check=False).returncode in (-signal.SIGKILL, 0)
     for name in registry.models():  # what is listed is whole
         registry.verify(registry.resolve(ModelRef(name)).version)
@@ -198,7 +191,7 @@ from pathlib import Path
 from pelton.errors import NotFound
 from pelton.registry import Registry
 from pelton.types import ModelRef
-registry = Registry(Path(sys.argv[1]))
+registry = Registry(Path(sys.argv[1]), sys.argv[3])
 for _ in range(5):
     registry.add(Path(sys.argv[2]))
     with contextlib.suppress(NotFound):  # another process was first
@@ -208,10 +201,10 @@ for _ in range(5):
 
 
 def test_processes_that_add_and_remove_the_same_model_at_once_leave_it_whole(
-    registry: Registry, tmp_path: Path
+    registry: Registry, tmp_path: Path, store_url: str
 ) -> None:
     folder = package(tmp_path / "spam", "spam")
-    command = [sys.executable, "-c", ADD_AND_REMOVE, str(registry.home), str(folder)]
+    command = [sys.executable, "-c", ADD_AND_REMOVE, str(registry.home), str(folder), store_url]
     workers = [subprocess.Popen(command) for _ in range(4)]
     assert [worker.wait() for worker in workers] == [0] * 4
     assert registry.artifacts.versions() == [registry.resolve(ModelRef("spam")).version]

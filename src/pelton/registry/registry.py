@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pelton import packages
 from pelton.artifacts import Artifacts
-from pelton.errors import ArtifactCorrupt, Conflict, InvalidInput, NotFound, PackageInvalid
+from pelton.errors import ArtifactCorrupt, InvalidInput, NotFound, PackageInvalid
 from pelton.packages import Package
 from pelton.packages.comparison import Diff, compare
 from pelton.registry.entries import (
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from pelton.store import aliases
-
-TRIES: Final = 5  # at adding what another process removes at the same time
 
 
 class Registry:
@@ -95,31 +93,37 @@ class Registry:
         version. Raises PackageInvalid for what is no package, NotFound for a parent that is not there, InvalidInput
         for one that derives from this version, and what `Artifacts.put` raises. The same folder may be added again at
         any time, also by several processes at once."""
-        from pelton.store import catalog
-
         package = packages.load(folder)
         said = {"added_by": by, "source": source, "parent": parent, "derivation": derivation}
         said = {key: value for key, value in {**said, "accepted_on": accepted_on}.items() if value}
-        for _ in range(TRIES):
+        version = self.artifacts.put(folder)
+        with self.store.write() as connection:
+            if self.artifacts.has(version):
+                self._note(connection, package.name, version, said, metrics or {})
+                return version
+        # Another process removed it between the two. Then the files are copied inside of the transaction: others wait
+        # for it, which they should not for a large model, but nobody can remove it again.
+        with self.store.write() as connection:
             version = self.artifacts.put(folder)
-            with self.store.write() as connection:
-                if not self.artifacts.has(version):  # removed since: files are copied outside of transactions only
-                    continue
-                size = self.artifacts.size(version)
-                known = catalog.of_model(connection, package.name)
-                row = noted(package.name, version, known, {"size": size, **said}, metrics or {})
-                if known and known[0]["version"] == version and row == known[0]:
-                    return version
-                _check_parent(connection, version, parent)
-                newest = known[0]["added_at"] if known else 0.0
-                if not known or known[0]["version"] != version:
-                    row["added_at"] = max(self._clock(), newest + 1e-3)
-                catalog.put(connection, row)
-                _event(connection, "add", package.name, by, {"version": version, **said}, self._clock())
-            return version
-        raise Conflict(
-            f"{package.name}:{version[:12]} is removed by another process again and again; nothing was added"
-        )
+            self._note(connection, package.name, version, said, metrics or {})
+        return version
+
+    def _note(
+        self, connection: Connection, name: str, version: str, said: dict[str, Any], metrics: Mapping[str, float]
+    ) -> None:
+        """Makes the entry of a version whose files are there, as the newest, unless nothing about it is new."""
+        from pelton.store import catalog
+
+        known = catalog.of_model(connection, name)
+        newest = known[0] if known else None
+        row = noted(name, version, known, {"size": self.artifacts.size(version), **said}, metrics)
+        if row == newest:
+            return
+        _check_parent(connection, version, said.get("parent", ""))
+        if newest is None or newest["version"] != version:
+            row["added_at"] = max(self._clock(), newest["added_at"] + 1e-3 if newest else 0.0)
+        catalog.put(connection, row)
+        _event(connection, "add", name, said.get("added_by", ""), {"version": version, **said}, self._clock())
 
     def models(self) -> list[str]:
         """Names of all models, sorted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pelton.errors import SettingInvalid
@@ -144,6 +144,10 @@ class Store:
                 self._opened.dispose(close=self._pid == os.getpid())
                 self._opened = None
             self._database.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at the end of the interpreter anything may be gone
+            self.close()
 
     @contextmanager
     def _transaction(self, write: bool, alone: bool) -> Iterator[Connection]:
