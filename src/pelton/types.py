@@ -112,6 +112,9 @@ class ModelRef(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
+        """Raises InvalidInput. `name:` is refused: a script with an empty variable must not mean every version."""
+        if text.endswith((":", "@")):
+            raise InvalidInput(f"{text[:120]!r} names nothing after {text[-1]!r}: leave that out, or name one")
         name, colon, version = text.partition(":")
         if colon:
             return cls(check_name(name), version=version)

@@ -1,7 +1,7 @@
 """Rows that a user gives with `--example`: .npy (one input), .npz (inputs by name), or JSON.
 
-JSON may be an Open Inference request {"inputs": [...]}, {"instances": [...]} with one value or object a row,
-or {"input name": one row, or a list of rows}.
+JSON may be an Open Inference request {"inputs": [...]}, {"instances": [...]} with one value or object a row, that list
+of rows alone, or {"input name": one row, or a list of rows}.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _raw(path: Path, signature: Signature) -> dict[str, Any]:
             return dict(arrays)
     document = msgspec.json.decode(path.read_bytes())
     if isinstance(document, list):
-        return {_only(signature).name: document}
+        return _instances(document, signature)
     if not isinstance(document, dict):
         raise ValueError("an object with the inputs by name is expected")
     if isinstance(document.get("inputs"), list) and not any(spec.name == "inputs" for spec in signature.inputs):
