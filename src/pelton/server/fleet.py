@@ -79,14 +79,12 @@ class Fleet:
         """Loads a version beside what serves: it answers only callers that name it. Raises what made it fail.
 
         The store is not asked: the files alone say what the version is."""
-        return await self._staged(await self._loop.run_in_executor(self._pool, stored, self.registry, name, version))
+        package = await self._loop.run_in_executor(self._pool, stored, self.registry, name, version)
+        return await self._staged(package, "is loaded beside")
 
     def switch(self, served: Served) -> None:
         """From now on `served` answers for its name."""
-        old = self._engine.directory.current().get(served.name)
-        if old is not None and old is not served:
-            old.split = old.mirror = None
-        self._engine.directory.put(served)
+        self._put(served)
         log.info("model %s:%s serves now", served.name, served.short_version)
 
     def withdraw(self, name: str) -> None:
@@ -104,6 +102,12 @@ class Fleet:
 
     # ---- loading
 
+    def _put(self, served: Served) -> None:
+        old = self._engine.directory.current().get(served.name)
+        if old is not None and old is not served:
+            old.split = old.mirror = None
+        self._engine.directory.put(served)
+
     async def _try(self, package: Package) -> None:
         try:
             await self._load(package)
@@ -116,33 +120,37 @@ class Fleet:
 
     async def _load(self, package: Package) -> Served:
         """Loads and switches; versions before are released."""
-        served = await self._staged(package)
-        self.switch(served)
+        served = await self._staged(package, "serves")
+        self._put(served)
         for previous in self._engine.directory.versions(package.name):
             if previous is not served:
                 self.release(previous)
         return served
 
-    async def _staged(self, package: Package) -> Served:
+    async def _staged(self, package: Package, word: str) -> Served:
         begin = time.perf_counter()
-        replica, latency = await self._loop.run_in_executor(self._pool, self._checked, package)
+        replica, latency, verifying = await self._loop.run_in_executor(self._pool, self._checked, package)
         directory, name = self._engine.directory, package.name
         same = [one for one in directory.versions(name) if one.version == package.version]
         served = self._engine.serve(replica, latency, current=False)
         for before in same:  # another copy of this version
             if before is directory.current().get(name):
-                self.switch(served)
+                self._put(served)
             self.release(before)
         log.info(
-            "model %s:%s is loaded: in %.2f s, one row takes %.2f ms, target %.0f ms, batches up to %d rows",
-            package.name, package.version[:12], time.perf_counter() - begin, latency.predict(1) * 1e3,
+            "model %s:%s %s: loaded in %.2f s (%.3f s to compare its files), one row takes %.2f ms, target %.0f ms, "
+            "batches up to %d rows",
+            package.name, package.version[:12], word, time.perf_counter() - begin, verifying, latency.predict(1) * 1e3,
             served.target * 1e3, served.scheduler.batcher.cap,
         )  # fmt: skip
         return served
 
-    def _checked(self, package: Package) -> tuple[Replica, LatencyModel]:
-        """In a thread: a replica that has reproduced its golden answers, and its measured curve."""
+    def _checked(self, package: Package) -> tuple[Replica, LatencyModel, float]:
+        """In a thread: a replica that has reproduced its golden answers, its measured curve, and the seconds that
+        comparing its files took."""
+        begin = time.perf_counter()
         self._verify(package)
+        verifying = time.perf_counter() - begin
         options = RuntimeOptions(self._settings.threads, self._settings.trusts(package.name))
         replica = replicas.load(package, options, self._engine.clock)
         try:
@@ -153,11 +161,11 @@ class Fleet:
         except BaseException:
             replica.close()
             raise
-        return replica, latency
+        return replica, latency, verifying
 
     def _verify(self, package: Package) -> None:
         """Compares every file with what the version says, again where one was touched. Raises ArtifactCorrupt."""
-        version, begin = package.version, time.perf_counter()
+        version = package.version
         marks = _marks(package.folder)
         with self._verifying:
             if self._verified.get(version) == marks:
@@ -165,7 +173,6 @@ class Fleet:
         self.registry.verify(version)
         with self._verifying:
             self._verified[version] = marks
-        log.info("model %s:%s: its files are whole (%.3f s)", package.name, version[:12], time.perf_counter() - begin)
 
     # ---- giving back
 

@@ -149,7 +149,8 @@ class Server:
             left = max(self.engine.in_flight, len(self._connections))
             log.error("%d calls were not answered within %.0f s", left, self._settings.stop_timeout)
             code = 1
-        self.stuck = bool(code) or not (self._loading and self._loading.done())
+        loading = self.following is not None and self.following.converger.busy()
+        self.stuck = bool(code) or loading or not (self._loading and self._loading.done())
         if not self.stuck:
             await self._close()
         return code

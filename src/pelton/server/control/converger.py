@@ -15,7 +15,6 @@ from pelton.errors import Disagrees, NotFound, NotReady, PeltonError
 from pelton.server.control import plan as planning
 from pelton.server.control.evidence import Evidence
 from pelton.server.control.plan import Action, Load, Present, Scope
-from pelton.server.control.splits import LiveMirror, LiveSplit
 from pelton.server.fleet import LOADING, Fleet
 
 log = logging.getLogger(__name__)
@@ -30,8 +29,8 @@ class Places(Protocol):
     def mine(self, name: str) -> bool:
         """Whether this process holds the model."""
 
-    def find(self, name: str, version: str) -> None:
-        """A model that has no place yet, and the version that it will have: asks for one."""
+    def find(self, name: str, version: str) -> bool:
+        """Asks for a place for a model that has none, and will have this version; False: it has one, or needs none."""
 
 
 class Alone:
@@ -40,7 +39,7 @@ class Alone:
     def mine(self, name: str) -> bool:
         return True
 
-    def find(self, name: str, version: str) -> None:
+    def find(self, name: str, version: str) -> bool:
         raise AssertionError("every model has its place here")
 
 
@@ -65,8 +64,8 @@ class Converger:
         self._keep_warm = keep_warm
         self._places: Places = places or Alone()
         self._present: dict[str, Present] = {}
+        self._timed: set[str] = set()  # models for which something becomes due by time alone
         self._tasks: set[asyncio.Task[None]] = set()
-        self._settled: asyncio.Future[None] | None = None
 
     def follows(self, name: str) -> bool:
         """Whether the store has decided what is served as `name`, and this process follows it."""
@@ -78,14 +77,24 @@ class Converger:
 
     def take(self, desired: Mapping[str, Deployment]) -> None:
         """The store says something else than before. A model that it knows no more goes on as it is."""
-        self.desired = {**self.desired, **desired}
-        self.step()
-
-    def step(self) -> None:
-        """Begins what is due for any model."""
-        for name in self.desired:
-            if self.scope.follows(name):
+        before, self.desired = self.desired, {**self.desired, **desired}
+        for name, wanted in desired.items():
+            if before.get(name) != wanted and self.scope.follows(name):
                 self._step(name)
+
+    def tick(self) -> None:
+        """Some time has passed: begins what has become due by that."""
+        for name in list(self._timed):
+            self._step(name)
+
+    def placed(self, name: str) -> None:
+        """A model has got its place among the workers."""
+        if self.follows(name):
+            self._step(name)
+
+    def busy(self) -> bool:
+        """Whether anything is being loaded."""
+        return bool(self._tasks)
 
     async def settled(self) -> None:
         """Returns when nothing is being loaded."""
@@ -136,8 +145,10 @@ class Converger:
 
     def _step(self, name: str) -> None:
         wanted = self.desired[name]
+        self._timed.discard(name)
         if not self._places.mine(name):
-            self._places.find(name, wanted.version or wanted.previous)
+            if self._places.find(name, wanted.version):
+                self._timed.add(name)
             return
         for _ in range(MOST_ROUNDS):
             actions = planning.plan(wanted, self.present(name), self._engine.clock(), self._keep_warm)
@@ -148,6 +159,9 @@ class Converger:
         else:
             log.error("model %s: its plan does not come to an end: %s", name, actions)
         self._announce(name, wanted)
+        present = self.present(name)
+        if present.warm or any(load.state == "failed" for load in present.loads.values()):
+            self._timed.add(name)
 
     def _do(self, name: str, wanted: Deployment, action: Action) -> None:
         present = self.present(name)
@@ -203,6 +217,8 @@ class Converger:
         if current is not None:
             current.split = None
             if sharing is not None:
+                from pelton.server.control.splits import LiveSplit
+
                 candidate = self._served(name, sharing.candidate)
                 slow = sharing.slow_ms / 1e3 or current.target
                 self._evidence.open(name, sharing.route, sharing.weight, sharing.candidate, slow)
@@ -215,6 +231,8 @@ class Converger:
         if current is not None:
             current.mirror = None
             if mirroring is not None:
+                from pelton.server.control.splits import LiveMirror
+
                 shadow = self._served(name, mirroring.shadow.version)
                 pairs = self._evidence.pairs(name, mirroring.route, wanted.weight)
                 current.mirror = LiveMirror(self._engine, current, shadow, mirroring.shadow, pairs)
@@ -226,6 +244,8 @@ class Converger:
             if served.version == version:
                 self._fleet.release(served)
         self._note(name, {key: load for key, load in present.loads.items() if key != version})
+        warm = {key: until for key, until in present.warm.items() if key != version}
+        self._present[name] = replace(self._present[name], warm=warm)
 
     def _announce(self, name: str, wanted: Deployment) -> None:
         """Where nothing serves although something should: why."""

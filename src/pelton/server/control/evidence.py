@@ -12,6 +12,7 @@ WARM_UP: Final = 20  # first calls of a version in a process: they are slower, a
 MOST_KEYS: Final = 100_000  # callers that are told apart in one stretch; later ones are not counted
 KEPT: Final = 16  # stretches of a model
 ERRORS: Final = frozenset({"model_failed", "internal"})
+PROTOCOL: Final = "shadow"  # of copies in records: they are no calls of anybody
 LATE: Final = frozenset({"refused", "deadline"})
 
 Key = tuple[str, int]  # model, revision

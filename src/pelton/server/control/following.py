@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -95,10 +96,6 @@ class Following:
         self.converger.take(desired)
         self.told(desired)
 
-    def _step(self) -> None:
-        if self.converger.desired:
-            self.converger.step()
-
     def _changed(self) -> None:
         self._unfit = self.converger.unfit()
         if self._desired or self._reported:
@@ -119,7 +116,7 @@ class Following:
             self._known = {name: deployment.revision for name, deployment in desired.items()}
             self._loop.call_soon_threadsafe(self._take, desired)
         elif revisions:
-            self._loop.call_soon_threadsafe(self._step)
+            self._loop.call_soon_threadsafe(self.converger.tick)
 
     def _flush(self) -> None:
         for name, stretch in self.evidence.changed():
@@ -148,7 +145,9 @@ class Following:
     def _send_report(self) -> None:
         made = asyncio.run_coroutine_threadsafe(self._made(), self._loop)
         self._deployments.report(self.reporter.process, made.result(REPORT))
-        self._reported = True
+        if not self._reported:
+            self._reported = True
+            gc.freeze()  # what was imported for this stays: collecting it again and again would hold up calls
 
     async def _made(self) -> ProcessStatus:
         return self.reporter.report()

@@ -13,8 +13,7 @@ from pelton.engine import Engine
 from pelton.records import Window, WindowKey
 from pelton.records.histogram import BUCKETS, upper_edge
 from pelton.server.control.converger import Converger
-from pelton.server.control.evidence import ERRORS
-from pelton.server.control.splits import PROTOCOL
+from pelton.server.control.evidence import ERRORS, PROTOCOL
 
 MINUTE: Final = 60.0
 

@@ -22,6 +22,7 @@ from pelton.rollout import Pairs
 from pelton.rollout.compare import compare
 from pelton.rollout.evidence import Comparison, observe
 from pelton.routing import Sticky
+from pelton.server.control.evidence import PROTOCOL
 from pelton.types import Array, Call, Fields
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ PENDING: Final = 64  # copies that are neither answered nor compared
 PENDING_BYTES: Final = 64 * 1024 * 1024
 PRIORITY: Final = -8
 PATIENCE: Final = 30.0  # seconds that a copy may wait: lanes of live calls, whose deadlines are earlier, go first
-PROTOCOL: Final = "shadow"  # of copies in records: they are no calls of anybody
 COMPARED_HERE: Final = 64 * 1024  # bytes of answers that are compared on the event loop; more: in a thread
 SHOWN: Final = 8  # numbers of an array in an example
 SHOWN_TEXT: Final = 100

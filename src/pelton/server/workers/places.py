@@ -36,15 +36,18 @@ class WorkerPlaces:
         """Whether this worker holds the model."""
         return name in self._here
 
-    def find(self, name: str, version: str) -> None:
+    def find(self, name: str, version: str) -> bool:
         """Asks for a place, where the model has none; its files say how heavy it is."""
+        if not version or name in self.elsewhere:
+            return False
         now = time.monotonic()
-        if not version or name in self.elsewhere or now < self._asked.get(name, 0.0) + ASK_AGAIN:
-            return
+        if now < self._asked.get(name, float("-inf")) + ASK_AGAIN:
+            return True
         self._asked[name] = now
         task = asyncio.get_running_loop().create_task(self._ask(name, version))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     def put(self, name: str, where: int) -> bool:
         """The supervisor has decided; True: for another worker."""

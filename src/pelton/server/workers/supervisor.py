@@ -232,7 +232,7 @@ class Supervisor:
                 self._scope,
                 self._desired,
                 self._fresh,
-            )  # fmt: skip
+            )
         )
         for order in self._orders.values():
             child.send(order.change)
@@ -271,7 +271,7 @@ class Supervisor:
             log.error(
                 "worker %d %s; it ended %d times before it could serve: giving up. What it logged says why",
                 child.index, how, FAILED_STARTS,
-            )  # fmt: skip
+            )
             self._code = max(self._code, code, 1)
             self._stop(0.0)
             return

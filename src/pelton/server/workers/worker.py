@@ -147,7 +147,7 @@ class Worker:
         elif isinstance(message, Place):
             if self._places.put(message.name, message.where):
                 self.server.engine.directory.drop_state(message.name)
-            self._following.converger.step()
+            self._following.converger.placed(message.name)
         elif isinstance(message, Done):
             future = self._asked.pop(message.id, None)
             if future is not None and not future.done():
