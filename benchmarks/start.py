@@ -22,6 +22,7 @@ from live import PELTON, Live, add, bench, environment, home_with, on_core, payl
 from pelton.bench.load import Pool, closed_loop
 from pelton.bench.load import run as run_loop
 from pelton.bench.plan import Target, encode_requests
+from pelton.registry import Registry
 
 DEMO_MODEL = "phishing"
 CALLERS = 32
@@ -50,7 +51,7 @@ def demo_home(folder):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"the demo's models cannot all be had, starting with {DEMO_MODEL} only: {done.stdout[-300:]}")
-        if not (Path(folder) / "models" / DEMO_MODEL).exists():
+        if DEMO_MODEL not in Registry(Path(folder)).models():
             add(folder, results.ROOT / "demo" / "models" / DEMO_MODEL, DEMO_MODEL)
     return folder
 
@@ -63,7 +64,7 @@ def starts(folder, runs):
         with Timed(home, body) as server:
             first.append(server.first_answer)
             ready.append(time.perf_counter() - server.started)
-    models = len([path for path in (Path(home) / "models").iterdir() if not path.name.startswith(".")])
+    models = len(Registry(Path(home)).models())
     return [
         figure(f"start to first answer, {models} demo models, s", results.quantile(first, 0.5), first),
         figure("start to all models ready, s", results.quantile(ready, 0.5), ready),

@@ -6,8 +6,10 @@ recipes.toml.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 import sys
 import time
 import tomllib
@@ -43,7 +45,19 @@ def ready(home: Path) -> dict[str, str]:
         done = json.loads((home / "demo.json").read_text())
     except (OSError, ValueError):
         return {}
-    return {name: key for name, key in done.items() if any((home / "models" / name).glob("*.json"))}
+    there = registered(home / "pelton.db")
+    return {name: key for name, key in done.items() if name in there}
+
+
+def registered(store: Path) -> set[str]:
+    """Names of the models in the store of a home."""
+    if not store.exists():
+        return set()
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        try:
+            return {name for (name,) in connection.execute("SELECT DISTINCT name FROM versions")}
+        except sqlite3.Error:
+            return set()  # adding tells what is wrong with it
 
 
 def digest(recipe: dict[str, Any]) -> str:

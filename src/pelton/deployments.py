@@ -238,11 +238,16 @@ class Deployments:
         """The compare-and-swap of one deployment, with its row of history."""
         from sqlalchemy import insert, select
 
+        from pelton.store import catalog
         from pelton.store.tables import deployment_history, deployments
 
-        found = connection.execute(select(deployments.c.revision).where(deployments.c.name == new.name)).scalar()
-        if (found or 0) != expect:
+        query = select(deployments.c.revision, deployments.c.spec).where(deployments.c.name == new.name)
+        found = connection.execute(query).first()
+        if (found.revision if found else 0) != expect:
             raise _conflict(connection, new.name, expect)
+        # looked up before this transaction, they may be gone since: garbage collection and `remove` take turns with it
+        before = _runs(_read(found.spec, Deployment)) if found else set()
+        catalog.require(connection, new.name, _runs(new) - before)
         changed = msgspec.structs.replace(new, revision=expect + 1)
         values = {"revision": changed.revision, "spec": _text(changed)}
         _put(connection, deployments, {"name": new.name}, values)
@@ -252,6 +257,12 @@ class Deployments:
             )
         )
         return changed
+
+
+def _runs(deployment: Deployment) -> set[str]:
+    """The versions that processes load for it."""
+    shadow = deployment.shadow.version if deployment.shadow else ""
+    return {deployment.version, deployment.candidate, shadow} - {""}
 
 
 def _put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> bool:

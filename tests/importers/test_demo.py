@@ -15,8 +15,11 @@ from onnx import TensorProto, helper
 
 from pelton.importers import Options, add, folder
 from pelton.packages import golden
+from pelton.registry import Registry
+from pelton.registry.entries import noted
 from pelton.runtimes import contract
 from pelton.runtimes.onnx import open_session
+from pelton.store import catalog
 from pelton.transforms import compile_finish, compile_prepare
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -94,12 +97,19 @@ def test_an_output_can_be_written_behind_a_model(setup, onnx_file):
     assert session.get_outputs()[1].shape[1:] == [4]
 
 
+def register(home, *names):
+    """Enters models without files into the store of a home."""
+    store = Registry(home).store
+    with store.write() as connection:
+        for name in names:
+            catalog.put(connection, noted(name, "0" * 64, [], {"size": 0}, {}))
+    store.close()
+
+
 def test_what_is_there_is_skipped_without_importing_pelton(setup, tmp_path):
     done = {name: setup.digest(recipe) for name, recipe in RECIPES.items()}
     (tmp_path / "demo.json").write_text(json.dumps(done))
-    for name in done:
-        (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / "version.json").write_text("{}")
+    register(tmp_path, *done)
     code = "import sys, runpy; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
     code += "except SystemExit as e: print(e.code, [m for m in ('pelton', 'numpy', 'onnxruntime') if m in sys.modules])"
     command = [sys.executable, "-c", code, str(DEMO / "setup.py"), str(tmp_path)]
@@ -109,8 +119,7 @@ def test_what_is_there_is_skipped_without_importing_pelton(setup, tmp_path):
 
 def test_a_removed_or_changed_model_is_made_again(setup, tmp_path):
     (tmp_path / "demo.json").write_text(json.dumps({"spam": "key", "notes": "key"}))
-    (tmp_path / "models/spam").mkdir(parents=True)
-    (tmp_path / "models/spam/v.json").write_text("{}")
+    register(tmp_path, "spam")
     assert setup.ready(tmp_path) == {"spam": "key"}
     (tmp_path / "demo.json").write_text("{")
     assert setup.ready(tmp_path) == {}

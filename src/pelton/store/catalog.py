@@ -47,8 +47,12 @@ def remove(connection: Connection, name: str, version: str) -> None:
 def require(connection: Connection, name: str, wanted: Iterable[str]) -> None:
     """Called in the transaction that makes something run: what was removed since it was looked up must not.
 
-    An empty version is none. Raises Conflict, naming the version."""
-    known = select(versions.c.version).where(versions.c.name == name)
-    missing = {one for one in wanted if one} - set(connection.scalars(known))
-    for version in sorted(missing):
-        raise Conflict(f"{name}:{version[:12]} is not in the registry any more: add it again, or name another version")
+    Garbage collection leaves every model one version, so of a model without any nothing is asked. Raises Conflict,
+    naming the version."""
+    known = set(connection.scalars(select(versions.c.version).where(versions.c.name == name)))
+    missing = set(wanted) - known
+    if known and missing:
+        first = min(missing)
+        raise Conflict(
+            f"{name}:{first[:12]} is not in the registry any more: nothing was changed; add it again, or name another version"
+        )
