@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from pelton.cli.parser import make_parser
@@ -15,12 +16,14 @@ def main(argv: list[str] | None = None) -> int:
     command = importlib.import_module(f"pelton.cli.{arguments.command}_command")
     try:
         code: int = command.run(arguments)
+        sys.stdout.flush()
     except PeltonError as error:
         print(f"pelton: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `pelton list | head`
-        sys.stderr.close()
+        # what is left in the buffer would be written, and fail, once more when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code

@@ -13,20 +13,25 @@ from typing import Any
 from pelton.bench import Plan, Target, render_html, render_table, run_bench
 from pelton.cli.http_client import Client
 from pelton.errors import InvalidInput
+from pelton.types import ModelRef
 
 VARIED = 64  # different bodies made of one example, so that no cache is measured
 
 
 def run(arguments: argparse.Namespace) -> int:
     client = Client(arguments.url)
-    name, _, version = arguments.model.partition(":")
-    metadata = client.get(f"/v2/models/{name}" + (f"/versions/{version}" if version else ""))
+    if client.secure:
+        raise InvalidInput(f"{client.url}: bench speaks plain HTTP only: ask the server where it listens without TLS")
+    ref = ModelRef.parse(arguments.model)
+    path = Path(arguments.report or f"bench-{ref.name}.html")
+    _check_place(path)
+    told = _target_of(client.get(f"/v2/models/{ref.name}" + (f"/versions/{ref.version}" if ref.version else "")))
     target = Target(
         host=client.host,
         port=client.port,
-        path=f"/predict/{name}" + (f"/{version}" if version else ""),
-        bodies=tuple(_bodies(arguments.body, client, name)),
-        p99_ms=arguments.p99_ms or float(metadata["properties"]["target_ms"]),
+        path=f"/predict/{ref.name}" + (f"/{ref.version}" if ref.version else ""),
+        bodies=tuple(_bodies(arguments.body, client, ref.name)),
+        p99_ms=told if arguments.p99_ms is None else arguments.p99_ms,
         name=arguments.model,
     )
     callers = _callers(arguments.callers)
@@ -38,10 +43,26 @@ def run(arguments: argparse.Namespace) -> int:
         )
     report = run_bench(target, plan, lambda line: print(line, file=sys.stderr, flush=True))
     print(render_table(report))
-    path = Path(arguments.report or f"bench-{name}.html")
-    path.write_text(render_html(report), encoding="utf-8")
+    try:
+        path.write_text(render_html(report), encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"--report: cannot write {path}: {error.strerror}") from None
     print(f"report: {path}")
     return 0 if report.held else 1
+
+
+def _target_of(metadata: Any) -> float:
+    """The model's own target in milliseconds."""
+    try:
+        return float(metadata["properties"]["target_ms"])
+    except (KeyError, TypeError, ValueError):
+        raise InvalidInput("the server tells no target of this model: is it a server of Pelton?") from None
+
+
+def _check_place(path: Path) -> None:
+    """Before a minute of load: whether the report can be written."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidInput(f"--report: {path} is no place for a file")
 
 
 def _callers(text: str) -> tuple[int, ...]:

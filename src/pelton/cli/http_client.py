@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import weakref
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,14 +26,21 @@ class Client:
     """JSON over one kept connection. Raises PeltonError with the server's own words."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
+        problem = f"{url!r} is not the address of a server: write http://HOST:PORT"
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+            port = parts.port
+        except ValueError:
+            raise InvalidInput(problem) from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidInput(f"{url!r} is not the address of a server: write http://HOST:PORT")
+            raise InvalidInput(problem)
         self.url = f"{parts.scheme}://{parts.netloc}"
         self.host = parts.hostname
-        self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self.secure = parts.scheme == "https"
+        self.port = port or (443 if self.secure else 80)
+        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         self._connection = kind(self.host, self.port, timeout=TIMEOUT)
+        weakref.finalize(self, self._connection.close)
 
     def get(self, path: str) -> Any:
         return self._json("GET", path, None)
@@ -61,5 +69,5 @@ class Client:
     def _decoded(self, path: str, data: bytes) -> Any:
         try:
             return json.loads(data) if data else None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise PeltonError(f"{self.url}{path} did not answer with JSON: is it a server of Pelton?") from None
