@@ -128,7 +128,7 @@ class Dispatcher:
         """Refuses as cheaply as can be: under overload most of the work would be refusing."""
         _, lane, key = pick or (served, 0, 0)
         self._engine.turn_away(served, route.protocol, request.received, lane, key)
-        if request.special or not request.keep_alive:
+        if not request.keep_alive or (request.special and request.header(b"x-request-id") is not None):
             reply_error(connection, request, Overloaded(BUSY, retry_after=served.target), request_id(request))
             return
         if self._busy_date is not date():

@@ -279,6 +279,23 @@ class TestBinary:
     def test_a_body_that_is_cut_or_too_long_is_refused(self, server: Any, data: bytes) -> None:
         assert server.connect().ask(INFER, *binary([with_size(12)], data)).status == 400
 
+    def test_json_seen_before_reads_the_tensor_that_came_with_it(self, server: Any) -> None:
+        client = server.connect()
+        for value in (1.0, 2.0, 3.0):
+            data = np.array([[value, 0, 0]], "<f4").tobytes()
+            body, extra = binary([with_size(12)], data, parameters={"binary_data_output": True})
+            _, buffers = read(client.ask(INFER, body, extra))
+            assert buffers == [data]
+
+    def test_json_seen_before_does_not_excuse_what_comes_with_it(self, server: Any) -> None:
+        client = server.connect()
+        good, extra = binary([with_size(12)], np.zeros((1, 3), "<f4").tobytes())
+        head = good[:-12]
+        assert client.ask(INFER, good, extra).status == 200
+        for tail in (np.array([[np.nan, 0, 0]], "<f4").tobytes(), bytes(11), bytes(16), b""):
+            assert client.ask(INFER, head + tail, extra).status == 400
+        assert client.ask(INFER, good, extra).status == 200
+
     def test_binary_sizes_without_the_header_are_refused(self, server: Any) -> None:
         answer = server.connect().ask(INFER, {"inputs": [with_size(12)]})
         assert answer.status == 400

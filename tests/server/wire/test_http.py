@@ -215,6 +215,29 @@ class TestFraming:
         assert [a.json["y"][0] for a in client.answers] == [1.0, 2.0, 3.0]
         assert other.answer.json["y"][0] == 4.0
 
+    @pytest.mark.parametrize("header", ["Accept-Encoding: gzip", "Pelton-Timeout-Ms: 60000", "Pelton-Priority: 2"])
+    def test_headers_that_matter_go_on_to_matter_when_their_head_is_known(self, server: Any, header: str) -> None:
+        client = server.connect()
+        for value in (1.0, 2.0, 3.0):
+            client.send(row(value=value, extra=f"{header}\r\n"))
+        assert [a.json["y"][0] for a in client.answers] == [1.0, 2.0, 3.0]
+
+    def test_a_compressed_body_is_decompressed_when_its_head_is_known(self, server: Any) -> None:
+        client = server.connect()
+        for _ in range(3):
+            body = gzip.compress(b'{"x":[7.0,2.0,3.0]}', mtime=0)
+            head = (
+                f"POST /predict/m HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            client.send(head.encode() + body)
+        assert [a.json["y"][0] for a in client.answers] == [7.0, 7.0, 7.0]
+
+    def test_ids_are_never_those_of_a_head_that_was_seen_before(self, server: Any) -> None:
+        client = server.connect()
+        for name in ("a-1", "a-2", "a-1"):
+            client.send(row(extra=f"X-Request-Id: {name}\r\n"))
+        assert [a.headers["x-request-id"] for a in client.answers] == ["a-1", "a-2", "a-1"]
+
 
 class TestLimits:
     def test_a_body_too_large_by_its_length_is_refused_before_it_is_sent(self, make_server: Callable[..., Any]) -> None:

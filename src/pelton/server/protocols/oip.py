@@ -36,6 +36,8 @@ MAX_TENSORS: Final = 1024
 FILES: Final = ("image", "audio")  # kinds of fields
 
 Parameters = dict[str, str | int | float | bool]
+KEPT_HEADS: Final = 256  # JSON parts of binary requests that are remembered...
+LONGEST_HEAD: Final = 2048  # ... and their bytes, at most
 
 
 class JsonInput(msgspec.Struct):
@@ -71,6 +73,22 @@ class Wanted(msgspec.Struct):
     outputs: tuple[tuple[int, bool], ...] = ()
 
 
+class BinaryHead(msgspec.Struct, frozen=True):
+    """JSON that was read before: where in the `size` binary bytes each input lies, and what else was asked."""
+
+    inputs: tuple[tuple[int, int, tuple[int, ...], TensorSpec], ...]  # start, stop, shape
+    size: int
+    rows: int
+    context: Wanted
+    timeout: float
+    priority: int
+
+    def read(self, binary: memoryview) -> Asked:
+        """The request with these bytes. Raises InvalidInput for what a tensor may not hold."""
+        inputs = [from_binary(binary[start:stop], shape, spec) for start, stop, shape, spec in self.inputs]
+        return Asked(inputs, self.rows, None, self.context, self.timeout, self.priority)
+
+
 _request: Final = msgspec.json.Decoder(JsonRequest)
 PLAIN: Final = Wanted()
 
@@ -99,6 +117,7 @@ class OipCodec:
         self._row_shape = [1, *self._row.shape] if self._row is not None else []
         self._answer_shape, self._answer_head = self._row_answer()
         self.quick = self._quick(served)
+        self._binary_heads: dict[bytes, BinaryHead] = {}
 
     def _row_spec(self) -> TensorSpec | None:
         """The only input, where it is a fixed vector: most calls are one row of it, and are decoded in a few steps."""
@@ -203,8 +222,30 @@ class OipCodec:
                 f"Inference-Header-Content-Length is {size}, but the whole body has only {len(body)} bytes"
             )
         view = memoryview(body)
-        check_json_size(view[:size], self._limits)
-        return self._general(_decode(view[:size]), view[size:])
+        head = body[:size]
+        known = self._binary_heads.get(head)
+        if known is not None and len(body) - size == known.size:
+            return known.read(view[size:])
+        check_json_size(head, self._limits)
+        decoded = _decode(head)
+        asked = self._general(decoded, view[size:])
+        if asked.fields is None and not decoded.id and size <= LONGEST_HEAD:
+            self._remember(head, decoded, asked)
+        return asked
+
+    def _remember(self, head: bytes, decoded: JsonRequest, asked: Asked) -> None:
+        """Most clients send the same JSON before every binary tensor. It is kept where all inputs are binary."""
+        places, start = {}, 0
+        for tensor in decoded.inputs:
+            size = (tensor.parameters or {}).get("binary_data_size")
+            if not isinstance(size, int):
+                return
+            places[tensor.name] = (start, start + size, tuple(tensor.shape), self._inputs[tensor.name])
+            start += size
+        if len(self._binary_heads) >= KEPT_HEADS:
+            self._binary_heads.clear()
+        inputs = tuple(places[spec.name] for spec in self._signature.inputs)
+        self._binary_heads[head] = BinaryHead(inputs, start, asked.rows, asked.context, asked.timeout, asked.priority)
 
     def _raw(self, data: memoryview) -> Asked:
         """The whole body is one tensor: models with one input and at most one variable dimension."""

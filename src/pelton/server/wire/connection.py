@@ -172,7 +172,9 @@ class Connection(asyncio.Protocol):
             raw = data[:end]
             head = self._known(raw)
             if head is not None and len(data) == end + head.length:
-                self._request = Request(b"POST", head.target, head.headers, False, data[end:], received, True, "1.1")
+                self._request = Request(
+                    b"POST", head.target, head.headers, head.special, data[end:], received, True, "1.1"
+                )
                 self._dispatch(self, self._request)
                 return
         self._raw_head = raw
@@ -273,8 +275,8 @@ class Connection(asyncio.Protocol):
         whole = body[0] if len(body) == 1 else b"".join(body)
         request = Request(method, target, fields, self._special, whole, self.received, keep_alive, version)
         self._message_since = 0.0
-        if self._raw_head and keep_alive and not request.special:
-            self._heads.learn(self._raw_head, target, request.headers, len(request.body))
+        if self._raw_head and keep_alive:
+            self._heads.learn(self._raw_head, target, request.headers, len(request.body), request.special)
         self._raw_head = b""
         self._reset()
         if not keep_alive:

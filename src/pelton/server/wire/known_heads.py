@@ -12,15 +12,22 @@ import msgspec
 
 KEPT: Final = 1024
 LONGEST: Final = 1024  # bytes of a head that is worth keeping
-NEVER: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"cookie"))
+# They change what follows, or from call to call, or are nobody's business.
+NEVER: Final = frozenset(
+    (
+        b"transfer-encoding", b"expect", b"upgrade", b"cookie", b"x-request-id", b"traceparent", b"tracestate",
+        b"pelton-key", b"authorization", b"x-api-key",
+    )
+)  # fmt: skip
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
-    """What llhttp made of a head. `length` is its Content-Length."""
+    """What llhttp made of a head. `length` is its Content-Length, `special` as in a request."""
 
     target: bytes
     headers: list[tuple[bytes, bytes]]
     length: int
+    special: bool
 
 
 class Heads:
@@ -30,7 +37,7 @@ class Heads:
         self._known: dict[bytes, Head] = {}
         self.get = self._known.get
 
-    def learn(self, raw: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: int) -> None:
+    def learn(self, raw: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: int, special: bool) -> None:
         """Remembers a head that was parsed as a whole message's; `body` is the length of the body that followed."""
         if len(raw) > LONGEST or not raw.startswith(b"POST ") or raw.count(b"\r\n\r\n") != 1:
             return
@@ -41,4 +48,4 @@ class Heads:
             return
         if len(self._known) >= KEPT:
             self._known.clear()
-        self._known[raw] = Head(target, headers, body)
+        self._known[raw] = Head(target, headers, body, special)
