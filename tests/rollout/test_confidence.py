@@ -112,6 +112,20 @@ def test_errors_of_the_deployed_version_at_bad_times_do_not_hide_those_of_the_ca
     assert high > 0.014
 
 
+def test_the_bet_on_the_difference_needs_less_than_half_the_calls_of_two_sequences():
+    """Expected counts of two equal versions with 1 % errors, a tenth of the calls; margin 1 %."""
+
+    def by_bet(calls: float) -> bool:
+        return not_worse([Counts(0.1, calls / 10, calls / 1000, calls * 0.9, calls * 0.009)], 0.01, 0.05)
+
+    def by_two(calls: float) -> bool:
+        mine = share_bounds(calls / 1000, calls / 10, 0.025)
+        return mine.high - share_bounds(calls * 0.009, calls * 0.9, 0.025).low < 0.01
+
+    bet, two = (next(calls for calls in range(1000, 90_000, 500) if shows(calls)) for shows in (by_bet, by_two))
+    assert bet < two / 2
+
+
 def test_the_mean_of_numbers_lies_in_its_bounds_and_two_numbers_are_needed():
     assert mean_bounds(1, 1.0, 1.0, 0.05) is None
     bounds = mean_bounds(400, 40.0, 40.0, 0.05)  # 40 ones among zeros
