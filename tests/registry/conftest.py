@@ -22,6 +22,11 @@ def make_package(folder: Path, name: str, content: str = "", **manifest: Any) ->
     return folder
 
 
+@pytest.fixture(name="make_package")
+def make_package_fixture() -> Callable[..., Path]:
+    return make_package
+
+
 class Clock:
     """Seconds since 1970 that stand still."""
 

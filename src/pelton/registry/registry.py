@@ -96,14 +96,15 @@ class Registry:
         package = packages.load(folder)
         said = {"added_by": by, "source": source, "parent": parent, "derivation": derivation}
         said = {key: value for key, value in {**said, "accepted_on": accepted_on}.items() if value}
+        store = self.store  # whatever is wrong with it is told before anything is copied
         version = self.artifacts.put(folder)
-        with self.store.write() as connection:
+        with store.write() as connection:
             if self.artifacts.has(version):
                 self._note(connection, package.name, version, said, metrics or {})
                 return version
         # Another process removed it between the two. Then the files are copied inside of the transaction: others wait
         # for it, which they should not for a large model, but nobody can remove it again.
-        with self.store.write() as connection:
+        with store.write() as connection:
             version = self.artifacts.put(folder)
             self._note(connection, package.name, version, said, metrics or {})
         return version
