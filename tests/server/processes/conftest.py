@@ -13,16 +13,20 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pelton.packages import Manifest, Slo, save
+from pelton.control import Control
+from pelton.packages import Golden, Manifest, Slo, golden, save
 from pelton.packages.python_source import inspect_class
 from pelton.registry import Registry
 from pelton.types import Signature, TensorSpec
@@ -46,6 +50,23 @@ class Model:
             while not (gate / "open").exists():
                 time.sleep(0.005)
         return x * 2
+"""
+
+
+# Its faults are the test's to decide: a share of calls with x of 1000 and more raise, or all answer otherwise.
+FAULTY = """
+import pathlib, random
+
+class Model:
+    inputs = {"x": "FP32[1]"}
+    outputs = {"y": "FP32[1]"}
+
+    def predict(self, x):
+        gate = pathlib.Path(GATE)
+        bad = gate / "bad-TAG"
+        if x[0] >= 1000 and bad.exists() and random.random() < float(bad.read_text()):
+            raise ValueError("this version is bad")
+        return x * (3 if (gate / "differs-TAG").exists() else 2)
 """
 
 
@@ -130,6 +151,13 @@ class Running:
         self._calls.append(call)
         return call
 
+    def version(self, model: str, key: str = "", x: float = 1.0) -> str:
+        """The short version that answers; "" where none does."""
+        body, headers = json.dumps({"x": [x]}).encode(), {"connection": "close", **({"pelton-key": key} if key else {})}
+        with contextlib.closing(Call(self.port, "POST", f"/predict/{model}", body, headers)) as call:
+            status, _, told = call.answer()
+        return told["pelton-version"] if status == 200 else ""
+
     def ask(self, model: str, x: float) -> tuple[int, Any, dict[str, str]]:
         """One call on its own connection."""
         with contextlib.closing(self.call(model, x)) as call:
@@ -198,16 +226,85 @@ class Running:
                 os.kill(pid, signal.SIGKILL)
 
 
+class Traffic:
+    """Callers that ask one model as fast as it answers, each on a connection that it keeps."""
+
+    def __init__(self, port: int, model: str, callers: int = 3, x: float = 1.0) -> None:
+        self.answers: Counter[tuple[int, str]] = Counter()  # (status, version)
+        self.broken: list[BaseException] = []
+        self._target = port, f"/predict/{model}", json.dumps({"x": [x]}).encode()
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(callers)]
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(BOUND)
+
+    def versions(self) -> set[str]:
+        return {version for _, version in list(self.answers)} - {""}
+
+    def failed(self) -> int:
+        """Answers that were none, and connections that broke."""
+        return sum(count for (status, _), count in self.answers.items() if status != 200) + len(self.broken)
+
+    def answered(self, version: str) -> int:
+        return self.answers[200, version[:12]]
+
+    def _ask(self) -> None:
+        port, path, body = self._target
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)
+        try:
+            while not self._end.is_set():
+                connection.request("POST", path, body)
+                response = connection.getresponse()
+                response.read()
+                self.answers[response.status, response.getheader("pelton-version", "")] += 1
+        except (OSError, http.client.HTTPException) as error:
+            self.broken.append(error)
+        finally:
+            connection.close()
+
+
 class Home:
     """A registry with models of the test, and the servers that were started on it."""
 
-    def __init__(self, folder: Path, sockets: Callable[[str], Path]) -> None:
+    def __init__(self, folder: Path, sockets: Callable[[str], Path], store: str = "") -> None:
         self.folder = folder
+        self.store = store
         self.gate = folder / "gate"
         self.gate.mkdir()
-        self.registry = Registry(folder / "home")
+        self.registry = Registry(folder / "home", store or None)
         self.servers: list[Running] = []
         self._sockets = sockets
+
+    @property
+    def control(self) -> Control:
+        """What an operator uses."""
+        return Control(self.registry.store, self.registry)
+
+    def newest(self, name: str) -> str:
+        """The full version that was added last."""
+        return self.registry.versions(name)[0].version
+
+    def add_faulty(self, name: str, tag: str) -> str:
+        """A version whose faults the test decides: `spoil`."""
+        self.add_class(name, FAULTY.replace("TAG", tag))
+        return self.newest(name)
+
+    def spoil(self, tag: str, share: float = 0.0, differs: bool = False) -> None:
+        """From now on this share of its calls fail, or all its answers are others."""
+        if share:
+            temporary = self.gate / f"new-{tag}"
+            temporary.write_text(str(share))
+            temporary.rename(self.gate / f"bad-{tag}")
+        if differs:
+            (self.gate / f"differs-{tag}").touch()
 
     def add_class(self, name: str, source: str = GATE) -> None:
         """A Python class in a process of its own. GATE in its source is the folder with which the test decides."""
@@ -217,8 +314,9 @@ class Home:
         save(Manifest(name, "python", "model.py", signature, slo=Slo(60_000.0)), folder)
         self.registry.add(folder)
 
-    def add_twice(self, name: str, times: int = 2, padding: int = 0) -> None:
-        """y = times * x, in ONNX; `padding` bytes make its files heavier."""
+    def add_twice(self, name: str, times: int = 2, padding: int = 0, recorded: float | None = None) -> str:
+        """y = times * x, in ONNX; `padding` bytes make its files heavier; `recorded`: what a golden request holds as the
+        answer to 1. Returns the version."""
         folder = self._new(name)
         nodes = [helper.make_node("Sum", ["x"] * times, ["y"])]
         x, y = (helper.make_tensor_value_info(key, TensorProto.FLOAT, ["n", 1]) for key in "xy")
@@ -230,11 +328,18 @@ class Home:
         if padding:
             (folder / "padding.bin").write_bytes(bytes(padding))
         spec = Signature((TensorSpec("x", "FP32", (1,)),), (TensorSpec("y", "FP32", (1,)),))
-        save(Manifest(name, "onnx", "m.onnx", spec), folder)
-        self.registry.add(folder)
+        told = None
+        if recorded is not None:
+            told = Golden()
+            one = np.ones((1, 1), np.float32)
+            golden.write(folder / told.file, [golden.Request({"x": one}, {"y": one * recorded})], spec)
+        save(Manifest(name, "onnx", "m.onnx", spec, golden=told), folder)
+        return self.registry.add(folder)
 
     def serve(self, *models: str, **flags: Any) -> Running:
         number = len(self.servers)
+        if self.store:
+            flags = {"store": self.store, **flags}
         running = Running(
             self.registry.home, models, flags, self.folder / f"log-{number}.txt", self._sockets(f"server{number}")
         )
@@ -260,8 +365,31 @@ def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
     yield home
     for server in home.servers:
         server.end()
+    home.registry.close()
 
 
 @pytest.fixture(name="until")
 def until_fixture() -> Callable[..., Any]:
     return until
+
+
+@pytest.fixture
+def traffic() -> type[Traffic]:
+    """`with traffic(port, model) as callers: ...`"""
+    return Traffic
+
+
+@pytest.fixture
+def home_in(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Home]]:
+    """home_in(address of a store) -> a home whose models and deployments stand there."""
+    made: list[Home] = []
+
+    def make(store: str) -> Home:
+        made.append(Home(tmp_path, tmp_path_factory.mktemp, store))
+        return made[-1]
+
+    yield make
+    for home in made:
+        for server in home.servers:
+            server.end()
+        home.registry.close()
