@@ -130,33 +130,59 @@ def test_a_lock_that_is_held_is_told_with_the_file_and_goes_with_its_holder(tmp_
     store.close()
 
 
-def test_what_may_not_be_written_is_told_with_the_mend(public: Path) -> None:
+def as_nobody(folder: Path, job: Callable[[], None]) -> str:
+    """Runs a job in a process that may not write in `folder`; returns the message of its error."""
+
+    def run() -> None:
+        if os.getuid() == 0:
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        job()
+
+    folder.chmod(0o555)
+    try:
+        return in_child(run)
+    finally:
+        folder.chmod(0o755)
+
+
+def test_what_may_not_be_written_can_be_read_and_tells_so(public: Path) -> None:
+    path = public / "pelton.db"
+    Store.open(url(path)).close()
+    path.chmod(0o444)
+
+    def look() -> None:
+        store = Store.open(url(path))
+        assert store.rows("events") == []
+        assert count(store) == 0
+        store.close()
+
+    assert as_nobody(public, look) == ""
+    message = as_nobody(public, lambda: note(Store.open(url(path))))
+    assert str(path) in message
+    assert f"the file and {public} must be writable" in message
+    assert sorted(path.name for path in public.iterdir()) == ["pelton.db"]
+
+
+def test_a_store_that_others_write_can_be_read_by_those_who_may_not(public: Path) -> None:
     path = public / "pelton.db"
     store = Store.open(url(path))
     note(store)
+
+    def look() -> None:
+        told = Store.open(url(path))
+        assert len(told.rows("events")) == 1
+        told.close()
+
+    assert path.with_name("pelton.db-wal").exists()
+    assert as_nobody(public, look) == ""
     store.close()
 
-    def as_another(job: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            if os.getuid() == 0:
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-            else:
-                path.chmod(0o444)
-                public.chmod(0o555)
-            job()
 
-        return run
-
-    message = in_child(as_another(lambda: note(Store.open(url(path)))))
-    public.chmod(0o755)
-    assert str(path) in message
-    assert "writable" in message or "may this user write" in message
-    if os.getuid() == 0:
-        message = in_child(as_another(lambda: note(Store.open(url(public / "new" / "pelton.db")))))
-        assert str(public / "new") in message
-    assert count(store) == 1
-    store.close()
+def test_a_folder_that_cannot_be_made_is_named(public: Path) -> None:
+    message = as_nobody(public, lambda: note(Store.open(url(public / "new" / "pelton.db"))))
+    assert str(public / "new") in message
+    assert "cannot write under" in message
 
 
 def test_a_full_disk_loses_nothing_and_the_store_works_again(tmp_path: Path) -> None:

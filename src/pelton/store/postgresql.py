@@ -99,6 +99,12 @@ class PostgreSQL:
     def values(self, table: str, column: str) -> list[Any] | None:
         return None
 
+    def put(self, table: str, key: dict[str, Any], values: dict[str, Any]) -> bool:
+        return False
+
+    def remove(self, table: str, equal: dict[str, Any]) -> bool:
+        return False
+
     def explain(self, error: Exception, committing: bool) -> Exception:
         import psycopg
         from sqlalchemy.exc import TimeoutError as PoolTimeout

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from pelton.errors import Conflict, PeltonError, Refused, SettingInvalid
 
@@ -72,6 +73,22 @@ class SQLite:
         found = self._asked(f'SELECT DISTINCT "{column}" AS one FROM "{table}"', ())  # noqa: S608 - as above
         return [row["one"] for row in found]
 
+    def put(self, table: str, key: dict[str, Any], values: dict[str, Any]) -> bool:
+        row = {**key, **values}
+        names, marks = ", ".join(f'"{name}"' for name in row), ", ".join("?" * len(row))
+        same, new = (
+            ", ".join(f'"{name}"' for name in key),
+            ", ".join(f'"{name}" = excluded."{name}"' for name in values),
+        )
+        query = f'INSERT INTO "{table}" ({names}) VALUES ({marks}) ON CONFLICT ({same}) DO UPDATE SET {new}'  # noqa: S608 - names from our code
+        self._do(query, tuple(row.values()))
+        return True
+
+    def remove(self, table: str, equal: dict[str, Any]) -> bool:
+        where = " AND ".join(f'"{column}" = ?' for column in equal)
+        self._do(f'DELETE FROM "{table}" WHERE {where}', tuple(equal.values()))  # noqa: S608 - as above
+        return True
+
     def explain(self, error: Exception, committing: bool) -> Exception:
         cause = getattr(error, "orig", None) or error
         if not isinstance(cause, sqlite3.Error):
@@ -116,6 +133,20 @@ class SQLite:
                 raise
             raise told from None
 
+    def _do(self, query: str, values: tuple[Any, ...]) -> None:
+        """One statement that writes, on a connection of its own: looking does not wait for it."""
+        try:
+            connection = self._connect()
+            try:
+                connection.execute(query, values)
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            told = self.explain(error, committing=True)
+            if told is error:
+                raise
+            raise told from None
+
     def _look(self, query: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
         with self._guard:
             if self._looking is None:
@@ -126,7 +157,9 @@ class SQLite:
 
     def _connect(self) -> sqlite3.Connection:
         # isolation_level None: the driver begins no transactions on its own
-        connection = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self._address(), uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False
+        )
         try:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
@@ -137,8 +170,22 @@ class SQLite:
             raise
         return connection
 
+    def _address(self) -> str:
+        name = f"file:{quote(str(self.path))}"
+        if not self._frozen():
+            return name
+        # Without a log beside it nobody writes, and the file alone is the whole database: `immutable` needs no more.
+        logged = self.path.with_name(f"{self.path.name}-wal").exists()
+        return f"{name}?mode=ro" if logged else f"{name}?mode=ro&immutable=1"
+
+    def _frozen(self) -> bool:
+        """Whether it lies where this process may not write, as in an image with its models in it: then it is read."""
+        return self.path.exists() and not (os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK))
+
     def _prepare(self) -> None:
         """Makes the folder and turns the write-ahead log on; the file remembers it."""
+        if self._frozen():
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

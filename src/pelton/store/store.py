@@ -43,6 +43,12 @@ class Database(Protocol):
     def values(self, table: str, column: str) -> list[Any] | None:
         """The different values of a column in the same way."""
 
+    def put(self, table: str, key: dict[str, Any], values: dict[str, Any]) -> bool:
+        """Replaces or adds one row without SQLAlchemy; False: there is no such way."""
+
+    def remove(self, table: str, equal: dict[str, Any]) -> bool:
+        """Deletes rows without SQLAlchemy; False: there is no such way."""
+
     def explain(self, error: Exception, committing: bool) -> Exception:
         """The error to raise instead: a PeltonError that names the database and the mend, or `error` itself."""
 
@@ -132,6 +138,35 @@ class Store:
             with self.read() as connection:
                 quick = list(connection.scalars(select(metadata.tables[table].c[column]).distinct()))
         return sorted(quick)
+
+    def put(self, table: str, key: dict[str, Any], values: dict[str, Any]) -> None:
+        """Replaces or adds the row of that primary key: the cheap write of what belongs to this process alone."""
+        self._check_process()
+        if self._database.put(table, key, values):
+            return
+        from sqlalchemy import insert, update
+
+        from pelton.store.tables import metadata
+
+        into = metadata.tables[table]
+        same = [into.c[column] == value for column, value in key.items()]
+        with self.write(alone=False) as connection:
+            if not connection.execute(update(into).where(*same).values(values)).rowcount:
+                connection.execute(insert(into).values(**key, **values))
+
+    def remove(self, table: str, **equal: Any) -> None:
+        """Deletes the rows of one table where all `equal` columns have the given values; as cheap as `put`."""
+        self._check_process()
+        if self._database.remove(table, equal):
+            return
+        from sqlalchemy import delete
+
+        from pelton.store.tables import metadata
+
+        out_of = metadata.tables[table]
+        same = [out_of.c[column] == value for column, value in equal.items()]
+        with self.write(alone=False) as connection:
+            connection.execute(delete(out_of).where(*same))
 
     def newest_migration(self) -> int | None:
         """For `migrate`: what `Database.newest` says."""
