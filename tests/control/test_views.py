@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pelton.control.waiting import STALE_SECONDS, wait
+from pelton.control.waiting import SILENT_SECONDS, STALE_SECONDS, wait
 from pelton.errors import InvalidInput, NotFound
 from pelton.testing import ManualClock
 
@@ -135,8 +135,14 @@ def test_waiting_is_bounded(control, deployed, report):
     assert waited.seconds == pytest.approx(3.0, abs=0.1)
 
 
-def test_without_a_server_nobody_is_waited_for(control, deployed):
-    assert Scene(control, {}).wait(1).outcome == "nobody"
+def test_without_a_server_nobody_is_waited_for_longer_than_a_moment(control, deployed):
+    waited = Scene(control, {}).wait(1)
+    assert waited.outcome == "nobody"
+    assert waited.seconds == pytest.approx(SILENT_SECONDS, abs=0.1)
+
+
+def test_a_server_whose_first_report_comes_with_the_change_is_waited_for(control, deployed, report):
+    assert Scene(control, {0.5: lambda: report("p1", converged=1)}).wait(1).outcome == "converged"
 
 
 def test_a_later_revision_is_good_enough(control, deployed, report):

@@ -11,6 +11,7 @@ from pelton.control.views import ModelState, Status
 
 POLL_SECONDS = 0.02
 STALE_SECONDS = 2.0  # a report may still tell of an earlier attempt for so long
+SILENT_SECONDS = 1.0  # a process that has just started reports when it sees the change
 
 
 class Waited(msgspec.Struct, frozen=True):
@@ -38,7 +39,7 @@ def wait(
         status = look()
         seconds = clock() - begin
         following = [process for model in status.models for process in model.processes if not process.model.pinned]
-        if not status.processes:
+        if not status.processes and seconds >= min(SILENT_SECONDS, timeout):
             return Waited("nobody", seconds, 0, [])
         if following and all(process.model.converged >= revision for process in following):
             return Waited("converged", seconds, len(following), [])

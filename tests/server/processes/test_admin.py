@@ -101,39 +101,41 @@ def test_of_many_that_deploy_over_http_from_one_revision_one_wins(port, versions
     assert statuses == [200] + [409] * 7
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status", "told"),
-    [
-        ("POST", "/models/nothing/deploy", {}, 404, "there is no model 'nothing'"),
-        ("POST", "/models/twice:beef/deploy", {}, 404, "no version"),
-        ("GET", "/models/twice/deployment", None, 404, "never deployed"),
-        ("POST", "/models/twice/rollback", {}, 404, "never deployed"),
-        ("POST", "/models/twice/rollout/pause", {}, 404, "no rollout"),
-        ("POST", "/models/twice/deploy", {"wyh": "x"}, 400, "did you mean 'why'"),
-        ("POST", "/models/twice/deploy", {"why": 3}, 400, "why"),
-        ("POST", "/models/twice/deploy", {"ref": "other"}, 400, "stands in the path"),
-        ("POST", "/models/twice/deploy", b"{", 400, "not valid JSON"),
-        ("POST", "/models/twice/deploy", b"[]", 400, "JSON object"),
-        ("POST", "/models/twice/deploy", b"{" + b" " * 1_100_000 + b"}", 413, "bytes"),
-        ("POST", "/models/twice/deploy?why=x", {}, 400, "JSON body"),
-        ("GET", "/models/twice/history?limit=many", None, 400, "limit"),
-        ("GET", "/models/twice/history?limit=0", None, 400, "limit"),
-        ("GET", "/models/twice/history?limits=3", None, 400, "did you mean 'limit'"),
-        ("PUT", "/models/twice/shadow", {"share": 2}, 404, "pelton deploy"),
-        ("POST", "/apply", {"desired": {"models": {"twice": {"versoin": "1"}}}}, 400, "did you mean models.twice.version"),
-        ("POST", "/apply", {}, 400, "desired"),
-        ("POST", "/gc", {"older_than": -1}, 400, "age"),
-        ("DELETE", "/webhooks/wh_1", None, 404, "no webhook"),
-        ("PUT", "/models/twice/aliases/a b", {"version": "1"}, 400, None),
-        ("GET", "/nowhere", None, 404, "nothing at"),
-        ("DELETE", "/status", None, 405, "not taken"),
-    ],
-)  # fmt: skip
-def test_wrong_requests_are_told_what_is_wrong(port, method, path, body, status, told):
-    found = ask(port, method, path.replace(" ", "%20"), body)
-    assert found[0] in ((status,) if told else (status, 404)), found
-    assert list(found[1]) == ["error"]
-    assert told is None or told in found[1]["error"]
+WRONG = [
+    ("POST", "/models/nothing/deploy", {}, 404, "there is no model 'nothing'"),
+    ("POST", "/models/twice:beef/deploy", {}, 404, "no version"),
+    ("GET", "/models/twice/deployment", None, 404, "never deployed"),
+    ("POST", "/models/twice/rollback", {}, 404, "never deployed"),
+    ("POST", "/models/twice/rollout/pause", {}, 404, "no rollout"),
+    ("POST", "/models/twice/deploy", {"wyh": "x"}, 400, "did you mean 'why'"),
+    ("POST", "/models/twice/deploy", {"why": 3}, 400, "why"),
+    ("POST", "/models/twice/deploy", {"ref": "other"}, 400, "stands in the path"),
+    ("POST", "/models/twice/deploy", b"{", 400, "not valid JSON"),
+    ("POST", "/models/twice/deploy", b"[]", 400, "JSON object"),
+    ("POST", "/models/twice/deploy", b"{" + b" " * 1_100_000 + b"}", 413, "bytes"),
+    ("POST", "/models/twice/deploy?why=x", {}, 400, "JSON body"),
+    ("GET", "/models/twice/history?limit=many", None, 400, "limit"),
+    ("GET", "/models/twice/history?limit=0", None, 400, "limit"),
+    ("GET", "/models/twice/history?limits=3", None, 400, "did you mean 'limit'"),
+    ("PUT", "/models/twice/shadow", {"share": 2}, 404, "pelton deploy"),
+    ("POST", "/apply", {"desired": {"models": {"twice": {"versoin": "1"}}}}, 400, "did you mean models.twice.version"),
+    ("POST", "/apply", {}, 400, "desired"),
+    ("POST", "/gc", {"older_than": -1}, 400, "age"),
+    ("DELETE", "/webhooks/wh_1", None, 404, "no webhook"),
+    ("PUT", "/models/twice/aliases/champion", {"version": "beef"}, 404, "no version"),
+    ("PUT", "/models/twice/aliases/champion", {"version": ""}, 400, "version"),
+    ("DELETE", "/models/twice/aliases/champion", None, 404, "no alias"),
+    ("GET", "/nowhere", None, 404, "nothing at"),
+    ("DELETE", "/status", None, 405, "not taken"),
+]  # fmt: skip
+
+
+def test_wrong_requests_are_told_what_is_wrong(port):
+    for method, path, body, status, told in WRONG:
+        found = ask(port, method, path, body)
+        assert found[0] == status, (method, path, body, found)
+        assert list(found[1]) == ["error"]
+        assert told in found[1]["error"], (method, path, body, found)
 
 
 def test_changes_need_the_content_type_that_no_form_can_send(port):
