@@ -183,7 +183,7 @@ class Events:
             if count >= MOST_WEBHOOKS:
                 raise InvalidInput(f"there are {count} webhooks already, the most there may be: remove one first")
             details = {"webhook": made, "host": host_of(url), "actions": list(wanted)}
-            cursor = append(connection, "webhook_added", "", actor, details, now)
+            cursor = append(connection, "webhook_add", "", actor, details, now)
             row = {
                 "id": made, "url": url, "secret": key, "actions": msgspec.json.encode(wanted).decode(), "cursor": cursor,
                 "attempts": 0, "next_at": 0.0, "lease_by": "", "lease_until": 0.0, "last_error": "", "given_up": 0,
@@ -222,7 +222,7 @@ class Events:
             if row is None:
                 raise NotFound(f"there is no webhook {key[:60]!r}: the list of webhooks shows their ids")
             connection.execute(delete(tables.webhooks).where(mine))
-            append(connection, "webhook_removed", "", actor, {"webhook": key, "host": host_of(row.url)}, now)
+            append(connection, "webhook_remove", "", actor, {"webhook": key, "host": host_of(row.url)}, now)
 
     # ---- deliveries
 

