@@ -193,24 +193,18 @@ class Deployments:
     # ---- what processes report
 
     def report(self, process: str, status: ProcessStatus) -> None:
-        """Replaces the report of a process; a sign of life."""
-        from sqlalchemy import delete
-
-        from pelton.store.tables import processes as table
-
+        """Replaces the report of a process; a sign of life. Its first one clears those of the long dead."""
         now = self._clock()
-        with self._store.write(alone=False) as connection:
-            if _put(connection, table, {"id": process}, {"at": now, "status": _text(status)}):
-                connection.execute(delete(table).where(table.c.at < now - KEPT_SECONDS))
+        known = {row["id"]: row["at"] for row in self._store.rows("processes")}
+        self._store.put("processes", {"id": process}, {"at": now, "status": _text(status)})
+        if process not in known:
+            for other, at in known.items():
+                if at < now - KEPT_SECONDS:
+                    self._store.remove("processes", id=other, at=at)
 
     def forget(self, process: str) -> None:
         """Takes a process's report away: it has ended."""
-        from sqlalchemy import delete
-
-        from pelton.store.tables import processes as table
-
-        with self._store.write(alone=False) as connection:
-            connection.execute(delete(table).where(table.c.id == process))
+        self._store.remove("processes", id=process)
 
     def processes(self, max_age: float = LIVE_SECONDS) -> dict[str, ProcessStatus]:
         """Reports of the processes that gave a sign of life in the last `max_age` seconds, by process id."""
@@ -220,11 +214,8 @@ class Deployments:
 
     def put_evidence(self, name: str, process: str, stretch: Stretch) -> None:
         """Replaces what one process saw of the calls that `stretch.route` routed. Counts only grow."""
-        from pelton.store.tables import evidence as table
-
         mine = {"name": name, "route": stretch.route, "process": process}
-        with self._store.write(alone=False) as connection:
-            _put(connection, table, mine, {"at": self._clock(), "counts": _text(stretch)})
+        self._store.put("evidence", mine, {"at": self._clock(), "counts": _text(stretch)})
 
     def evidence(self, name: str, routes: Iterable[int]) -> list[Stretch]:
         """What all processes saw, one stretch a route, in the order of routes; routes without evidence are left out."""
