@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -58,6 +59,7 @@ class Following:
         self._steward: Steward | None = None
         self._deliverer: Deliverer | None = None
         self._reported = False
+        self._frozen = False
         self.told: Callable[[Mapping[str, Deployment]], None] = lambda desired: None
         self._report = Chore("reporting to the store", REPORT, self._send_report, FIRST_REPORT)
         self._chores = Chores(
@@ -131,6 +133,7 @@ class Following:
 
                 self._steward = Steward(self._deployments)
             self._steward.tick(self._desired, self._unfit)
+            self._keep_imports()
 
     def _deliver(self) -> None:
         if self._deliverer is None:
@@ -145,12 +148,18 @@ class Following:
     def _send_report(self) -> None:
         made = asyncio.run_coroutine_threadsafe(self._made(), self._loop)
         self._deployments.report(self.reporter.process, made.result(REPORT))
-        if not self._reported:
-            self._reported = True
-            gc.freeze()  # what was imported for this stays: collecting it again and again would hold up calls
+        self._reported = True
+        self._keep_imports()
 
     async def _made(self) -> ProcessStatus:
         return self.reporter.report()
+
+    def _keep_imports(self) -> None:
+        """SQLAlchemy, once it is here, stays: if the garbage collector looked through it again and again, each time would
+        hold up calls for 20 ms."""
+        if not self._frozen and "sqlalchemy" in sys.modules:
+            self._frozen = True
+            gc.freeze()
 
     def _close(self) -> None:
         end = time.monotonic() + CLOSING
