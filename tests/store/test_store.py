@@ -227,3 +227,14 @@ def test_a_closed_store_opens_again_by_itself(store: Store) -> None:
 def test_other_addresses_are_refused_with_the_form_to_write(url: str) -> None:
     with pytest.raises(SettingInvalid, match="sqlite:///FILE"):
         Store.open(url)
+
+
+def test_put_adds_a_row_or_replaces_it_and_remove_takes_it_away(store: Store) -> None:
+    store.put("processes", {"id": "a"}, {"at": 1.0, "status": "{}"})
+    store.put("processes", {"id": "b"}, {"at": 1.0, "status": "{}"})
+    store.put("processes", {"id": "a"}, {"at": 2.0, "status": "[]"})
+    assert store.rows("processes", id="a") == [{"id": "a", "at": 2.0, "status": "[]"}]
+    store.remove("processes", id="a", at=1.0)
+    assert store.values("processes", "id") == ["a", "b"], "all columns must be equal"
+    store.remove("processes", id="a")
+    assert store.values("processes", "id") == ["b"]
