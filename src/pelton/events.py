@@ -21,6 +21,7 @@ import msgspec
 
 from pelton.errors import InvalidInput, NotFound
 from pelton.store import Store
+from pelton.store.sheet import CoreSheet, Sheet
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row, Select
@@ -103,20 +104,38 @@ def append(
 
     from pelton.store import tables
 
-    if not _ACTION.fullmatch(action):
-        raise ValueError(f"{action!r} is no action: lower-case letters, digits and _.- only")
+    row = _row(action, name, actor, details, at)
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(ORDER_LOCK)))
-    row = insert(tables.events).values(
-        at=time.time() if at is None else at,
-        actor=actor,
-        action=action,
-        name=name,
-        details=msgspec.json.encode(dict(details or {})).decode(),
-    )
-    key = connection.execute(row).inserted_primary_key
+    key = connection.execute(insert(tables.events).values(row)).inserted_primary_key
     assert key is not None
     return int(key[0])
+
+
+def note(
+    sheet: Sheet,
+    action: str,
+    name: str,
+    actor: str,
+    details: Mapping[str, Any] | None = None,
+    at: float | None = None,
+) -> int:
+    """`append`, in a transaction of plain words."""
+    if isinstance(sheet, CoreSheet):
+        return append(sheet.connection, action, name, actor, details, at)
+    return sheet.insert("events", **_row(action, name, actor, details, at))
+
+
+def _row(action: str, name: str, actor: str, details: Mapping[str, Any] | None, at: float | None) -> dict[str, Any]:
+    if not _ACTION.fullmatch(action):
+        raise ValueError(f"{action!r} is no action: lower-case letters, digits and _.- only")
+    return {
+        "at": time.time() if at is None else at,
+        "actor": actor,
+        "action": action,
+        "name": name,
+        "details": msgspec.json.encode(dict(details or {})).decode(),
+    }
 
 
 def pause_after(attempt: int, chance: float) -> float:
@@ -272,11 +291,10 @@ class Events:
             self._end(delivery, {"next_at": now + pause_after(delivery.attempt, self._chance()), "last_error": told})
             return False
         more = tables.webhooks.c.given_up + 1
-        self._end(
+        return self._end(
             delivery,
             {"cursor": delivery.event.id, "attempts": 0, "next_at": now, "last_error": told, "given_up": more},
         )
-        return True
 
     def _end(self, delivery: Delivery, values: dict[str, Any]) -> bool:
         """Ends the lease, if it is still held."""

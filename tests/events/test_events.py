@@ -288,6 +288,23 @@ def test_what_fails_is_tried_again_after_a_growing_pause_and_then_given_up(
     assert (hook.given_up, hook.last_error) == (1, "")
 
 
+def test_a_last_attempt_that_ends_after_its_lease_gives_nothing_up(events: Events, tell: Callable[..., int]) -> None:
+    events.webhook_add(URL)
+    tell()
+    now, claimed = 100.0, None
+    for _ in range(MOST_ATTEMPTS):  # as if every process died while it delivered
+        claimed = events.claim("p", now)
+        now += LEASE_SECONDS
+    assert claimed is not None
+    assert claimed.attempt == MOST_ATTEMPTS
+    again = events.claim("q", now)
+    assert again is not None
+    assert not events.failed(claimed, "late", now)
+    assert events.webhooks()[0].given_up == 0
+    assert events.failed(again, "no", now)
+    assert events.webhooks()[0].given_up == 1
+
+
 def test_pauses_double_up_to_a_bound_and_chance_takes_up_to_half() -> None:
     assert [pause_after(attempt, 0.0) for attempt in (1, 2, 3)] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
     assert pause_after(11, 0.0) == pause_after(10_000, 0.0) == LONGEST_PAUSE
