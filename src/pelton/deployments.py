@@ -3,15 +3,14 @@
 Changes are compare-and-swap on a revision, kept in an append-only history with who and why. Server processes watch the
 revisions and converge (`pelton.server.control`); they report here what they run, and the evidence that they saw.
 
-SQLAlchemy is imported by what needs it: looking at the present state, which processes do at their start and several
-times a second, does without on SQLite.
+Nothing here imports SQLAlchemy: on SQLite all of it does without, so that a process starts and a rollback ends at once.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -19,9 +18,7 @@ from pelton.errors import Conflict, PeltonError
 from pelton.rollout.evidence import merge
 from pelton.rollout.state import OPEN, Rollout, Stretch
 from pelton.store import Store
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection, Row, Table
+from pelton.store.sheet import Sheet
 
 LIVE_SECONDS: Final = 15.0  # a process that has been silent for longer is taken for dead
 KEPT_SECONDS: Final = 3600.0  # reports of the dead are cleared after this
@@ -126,22 +123,16 @@ class Deployments:
         Raises Conflict."""
         from pelton import events
 
-        with self._store.write() as connection:
-            changed = self._swap(connection, new, expect, actor, action, why)
-            events.append(connection, action, new.name, actor, _details(changed, why), self._clock())
+        with self._store.sheet() as sheet:
+            changed = self._swap(sheet, new, expect, actor, action, why)
+            events.note(sheet, action, new.name, actor, _details(changed, why), self._clock())
         return changed
 
     def history(self, name: str, limit: int = 50, before: int | None = None) -> list[Change]:
         """Changes of a model's deployment, the newest first; with `before`, those of lower revisions only."""
-        from sqlalchemy import select
-
-        from pelton.store.tables import deployment_history as table
-
-        query = select(table).where(table.c.name == name).order_by(table.c.revision.desc()).limit(limit)
-        if before is not None:
-            query = query.where(table.c.revision < before)
-        with self._store.read() as connection:
-            return [_change(row) for row in connection.execute(query)]
+        rows = self._store.rows("deployment_history", name=name)
+        found = [row for row in rows if before is None or row["revision"] < before]
+        return [_change(row) for row in sorted(found, key=_revision, reverse=True)[:limit]]
 
     # ---- rollouts
 
@@ -177,17 +168,17 @@ class Deployments:
         from pelton import events
 
         rollout = msgspec.structs.replace(new, revision=expect + 1)
-        with self._store.write() as connection:
-            _swap_rollout(connection, rollout, expect)
+        with self._store.sheet() as sheet:
+            _swap_rollout(sheet, rollout, expect)
             changed = None
             if deployment is not None:
-                changed = self._swap(connection, deployment, deployment.revision, actor, action, why)
+                changed = self._swap(sheet, deployment, deployment.revision, actor, action, why)
             about = {"rollout": rollout.id, "status": rollout.status, "step": rollout.step, **(details or {})}
             if changed is not None:
                 about = {**_details(changed, why), **about}
             elif why:
                 about["why"] = why
-            events.append(connection, action, rollout.name, actor, about, self._clock())
+            events.note(sheet, action, rollout.name, actor, about, self._clock())
         return rollout, changed
 
     # ---- what processes report
@@ -223,30 +214,20 @@ class Deployments:
         rows = [row for route in wanted for row in self._store.rows("evidence", name=name, route=route)]
         return merge(_read(row["counts"], Stretch) for row in rows)
 
-    def _swap(
-        self, connection: Connection, new: Deployment, expect: int, actor: str, action: str, why: str
-    ) -> Deployment:
+    def _swap(self, sheet: Sheet, new: Deployment, expect: int, actor: str, action: str, why: str) -> Deployment:
         """The compare-and-swap of one deployment, with its row of history."""
-        from sqlalchemy import insert, select
-
-        from pelton.store import catalog
-        from pelton.store.tables import deployment_history, deployments
-
-        query = select(deployments.c.revision, deployments.c.spec).where(deployments.c.name == new.name)
-        found = connection.execute(query).first()
-        if (found.revision if found else 0) != expect:
-            raise _conflict(connection, new.name, expect)
-        # looked up before this transaction, they may be gone since: garbage collection and `remove` take turns with it
-        before = _runs(_read(found.spec, Deployment)) if found else set()
-        catalog.require(connection, new.name, _runs(new) - before)
+        found = sheet.rows("deployments", name=new.name)
+        if (found[0]["revision"] if found else 0) != expect:
+            raise _conflict(sheet, new.name, expect)
+        _require(sheet, new.name, _runs(new) - (_runs(_read(found[0]["spec"], Deployment)) if found else set()))
         changed = msgspec.structs.replace(new, revision=expect + 1)
         values = {"revision": changed.revision, "spec": _text(changed)}
-        _put(connection, deployments, {"name": new.name}, values)
-        connection.execute(
-            insert(deployment_history).values(
-                name=new.name, at=self._clock(), actor=actor, action=action, why=why, **values
-            )
-        )
+        if found:
+            sheet.update("deployments", {"name": new.name}, values)
+        else:
+            sheet.insert("deployments", name=new.name, **values)
+        about = {"at": self._clock(), "actor": actor, "action": action, "why": why}
+        sheet.insert("deployment_history", name=new.name, **values, **about)
         return changed
 
 
@@ -256,60 +237,57 @@ def _runs(deployment: Deployment) -> set[str]:
     return {deployment.version, deployment.candidate, shadow} - {""}
 
 
-def _put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> bool:
-    """Changes the row of that key, or adds it; True: it is new. For keys that nobody else writes meanwhile."""
-    from sqlalchemy import insert, update
+def _require(sheet: Sheet, name: str, wanted: set[str]) -> None:
+    """What was removed since it was looked up must not run: garbage collection and `remove` take turns with this.
 
-    same = [table.c[column] == value for column, value in key.items()]
-    if connection.execute(update(table).where(*same).values(values)).rowcount:
-        return False
-    connection.execute(insert(table).values(**key, **values))
-    return True
-
-
-def _swap_rollout(connection: Connection, rollout: Rollout, expect: int) -> None:
-    """The compare-and-swap of one rollout. A model has one open rollout at most."""
-    from sqlalchemy import select
-
-    from pelton.store.tables import rollouts as table
-
-    found = connection.execute(select(table.c.revision).where(table.c.id == rollout.id)).scalar()
-    if (found or 0) != expect:
+    Garbage collection leaves every model one version, so of a model without any nothing is asked."""
+    known = {row["version"] for row in sheet.rows("versions", name=name)} if wanted else set()
+    missing = wanted - known
+    if known and missing:
         raise Conflict(
-            f"the rollout {rollout.id} of {rollout.name!r} has moved on to revision {found or 0}, it is not at {expect}; "
+            f"{name}:{min(missing)[:12]} is not in the registry any more: nothing was changed; add it again, or name "
+            "another version"
+        )
+
+
+def _swap_rollout(sheet: Sheet, rollout: Rollout, expect: int) -> None:
+    """The compare-and-swap of one rollout. A model has one open rollout at most."""
+    found = sheet.rows("rollouts", id=rollout.id)
+    revision = found[0]["revision"] if found else 0
+    if revision != expect:
+        raise Conflict(
+            f"the rollout {rollout.id} of {rollout.name!r} has moved on to revision {revision}, it is not at {expect}; "
             f"see `pelton rollout status {rollout.name}`, then try again"
         )
-    others = select(table.c.id).where(table.c.name == rollout.name, table.c.open == 1, table.c.id != rollout.id)
-    other = connection.execute(others).scalar()
-    if other is not None and rollout.status in OPEN:
-        raise Conflict(f"the rollout {other} of {rollout.name!r} is still open; promote or abort it first")
-    values = {
-        "name": rollout.name, "revision": rollout.revision, "open": int(rollout.status in OPEN),
-        "started_at": rollout.started_at, "spec": _text(rollout),
-    }  # fmt: skip
-    _put(connection, table, {"id": rollout.id}, values)
+    others = [row["id"] for row in sheet.rows("rollouts", name=rollout.name, open=1) if row["id"] != rollout.id]
+    if others and rollout.status in OPEN:
+        raise Conflict(f"the rollout {others[0]} of {rollout.name!r} is still open; promote or abort it first")
+    values = {"revision": rollout.revision, "open": int(rollout.status in OPEN), "spec": _text(rollout)}
+    if found:
+        sheet.update("rollouts", {"id": rollout.id}, values)
+    else:
+        sheet.insert("rollouts", id=rollout.id, name=rollout.name, started_at=rollout.started_at, **values)
 
 
-def _conflict(connection: Connection, name: str, expect: int) -> Conflict:
+def _conflict(sheet: Sheet, name: str, expect: int) -> Conflict:
     """Says who was first, so that nobody has to look it up."""
-    from sqlalchemy import select
-
-    from pelton.store.tables import deployment_history as table
-
-    row = connection.execute(
-        select(table).where(table.c.name == name).order_by(table.c.revision.desc()).limit(1)
-    ).first()
-    if row is None:
+    rows = sheet.rows("deployment_history", name=name)
+    if not rows:
         return Conflict(f"{name!r} is not deployed, so it is not at revision {expect}")
-    why = f": {row.why}" if row.why else ""
+    last = max(rows, key=_revision)
+    why = f": {last['why']}" if last["why"] else ""
     return Conflict(
-        f"{name!r} is at revision {row.revision}, not {expect}: {row.actor} was first ({row.action}{why}); "
+        f"{name!r} is at revision {last['revision']}, not {expect}: {last['actor']} was first ({last['action']}{why}); "
         "look at it, then try again"
     )
 
 
 def _name(row: dict[str, Any]) -> str:
     return str(row["name"])
+
+
+def _revision(row: dict[str, Any]) -> int:
+    return int(row["revision"])
 
 
 def _started(row: dict[str, Any]) -> tuple[float, str]:
@@ -325,8 +303,9 @@ def _details(deployment: Deployment, why: str) -> dict[str, Any]:
     return details
 
 
-def _change(row: Row[Any]) -> Change:
-    return Change(row.name, row.revision, row.at, row.actor, row.action, _read(row.spec, Deployment), row.why)
+def _change(row: dict[str, Any]) -> Change:
+    deployment = _read(row["spec"], Deployment)
+    return Change(row["name"], row["revision"], row["at"], row["actor"], row["action"], deployment, row["why"])
 
 
 def _text(value: msgspec.Struct) -> str:

@@ -215,7 +215,7 @@ def test_of_operators_that_promote_abort_and_roll_back_at_once_one_wins(control,
 def test_the_status_tells_the_verdict_on_the_evidence_of_all_processes(control, two):
     rollout = control.start_rollout(f"fraud:{two[1]}", STEPS).rollout
     for process in ("p1", "p2"):
-        stretch = Stretch(rollout.routes[0], 0.05, Arm(1900, 10), Arm(100, 30))
+        stretch = Stretch(rollout.routes[0], 0.05, Arm(calls=1900, errors=10), Arm(calls=100, errors=30))
         control.deployments.put_evidence("fraud", process, stretch)
     state = control.status("fraud").models[0].rollout
     assert state.verdict == "roll_back"

@@ -228,23 +228,23 @@ def test_reports_of_processes_that_died_long_ago_are_cleared(deployments, store,
 
 
 def test_evidence_of_processes_adds_up_by_route(deployments):
-    one = Stretch(4, 0.1, Arm(90, 1, 2, 5, 9.0, 4.0), Arm(10, 3, 0, 1, 1.0, 0.5), Pairs(pairs=5, disagreements=1))
-    two = Stretch(4, 0.1, Arm(80, 0, 1, 5, 8.0, 3.0), Arm(20, 1, 1, 1, 2.0, 1.0), Pairs(pairs=3, disagreements=2))
-    one.pairs.segments["de"] = Segment(5, 1)
-    two.pairs.segments["de"] = Segment(2, 2)
-    two.pairs.worst.append(Worst(0.7, {"x": 1}, {"y": 2}, {"y": 3}))
-    deployments.put_evidence("fraud", "p1", Stretch(4, 0.1, Arm(1)))
+    one = Stretch(4, 0.1, Arm(calls=90, errors=1, slow=2, seconds=9.0), Arm(calls=10, errors=3, device=0.5))
+    two = Stretch(4, 0.1, Arm(calls=80, slow=1, seconds=8.0), Arm(calls=20, errors=1, device=1.0))
+    one.pairs = Pairs(pairs=5, disagreements=1, segments={"de": Segment(5, 1)})
+    worst = Worst(0.7, {"x": 1}, {"y": 2}, {"y": 3})
+    two.pairs = Pairs(pairs=3, disagreements=2, segments={"de": Segment(2, 2)}, worst=[worst])
+    deployments.put_evidence("fraud", "p1", Stretch(4, 0.1, Arm(calls=1)))
     deployments.put_evidence("fraud", "p1", one)
     deployments.put_evidence("fraud", "p2", two)
-    deployments.put_evidence("fraud", "p1", Stretch(6, 0.25, Arm(7)))
-    deployments.put_evidence("churn", "p1", Stretch(4, 0.1, Arm(1000)))
+    deployments.put_evidence("fraud", "p1", Stretch(6, 0.25, Arm(calls=7)))
+    deployments.put_evidence("churn", "p1", Stretch(4, 0.1, Arm(calls=1000)))
     first, second = deployments.evidence("fraud", [6, 4, 5])
     assert (first.route, first.weight, second.route, second.stable.calls) == (4, 0.1, 6, 7)
-    assert first.stable == Arm(170, 1, 3, 10, 17.0, 7.0)
-    assert first.candidate == Arm(30, 4, 1, 2, 3.0, 1.5)
+    assert first.stable == Arm(calls=170, errors=1, slow=3, seconds=17.0)
+    assert first.candidate == Arm(calls=30, errors=4, device=1.5)
     assert (first.pairs.pairs, first.pairs.disagreements) == (8, 3)
     assert first.pairs.segments == {"de": Segment(7, 3)}
-    assert first.pairs.worst == two.pairs.worst
+    assert first.pairs.worst == [worst]
     assert deployments.evidence("fraud", []) == []
 
 

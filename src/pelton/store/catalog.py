@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from pelton.errors import Conflict
 from pelton.store.tables import versions
 
 Row = dict[str, Any]
@@ -42,17 +40,3 @@ def put(connection: Connection, row: Row) -> None:
 def remove(connection: Connection, name: str, version: str) -> None:
     """Forgets a version."""
     connection.execute(delete(versions).where(versions.c.name == name, versions.c.version == version))
-
-
-def require(connection: Connection, name: str, wanted: Iterable[str]) -> None:
-    """Called in the transaction that makes something run: what was removed since it was looked up must not.
-
-    Garbage collection leaves every model one version, so of a model without any nothing is asked. Raises Conflict,
-    naming the version."""
-    known = set(connection.scalars(select(versions.c.version).where(versions.c.name == name)))
-    missing = set(wanted) - known
-    if known and missing:
-        first = min(missing)
-        raise Conflict(
-            f"{name}:{first[:12]} is not in the registry any more: nothing was changed; add it again, or name another version"
-        )

@@ -105,6 +105,9 @@ class PostgreSQL:
     def remove(self, table: str, equal: dict[str, Any]) -> bool:
         return False
 
+    def plain(self) -> None:
+        return None
+
     def explain(self, error: Exception, committing: bool) -> Exception:
         import psycopg
         from sqlalchemy.exc import TimeoutError as PoolTimeout

@@ -11,11 +11,14 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from pelton.errors import Conflict, PeltonError, Refused, SettingInvalid
+from pelton.store.sheet import PlainSheet
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -88,6 +91,24 @@ class SQLite:
         where = " AND ".join(f'"{column}" = ?' for column in equal)
         self._do(f'DELETE FROM "{table}" WHERE {where}', tuple(equal.values()))  # noqa: S608 - as above
         return True
+
+    @contextmanager
+    def plain(self) -> Iterator[PlainSheet]:
+        committing = False
+        try:
+            connection = self._connect()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield PlainSheet(connection)
+                committing = True
+                connection.execute("COMMIT")
+            finally:
+                connection.close()  # what is not committed is rolled back by it
+        except sqlite3.Error as error:
+            told = self.explain(error, committing)
+            if told is error:
+                raise
+            raise told from None
 
     def explain(self, error: Exception, committing: bool) -> Exception:
         cause = getattr(error, "orig", None) or error

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pelton.errors import SettingInvalid
 from pelton.store import migrate
 from pelton.store.postgresql import PostgreSQL
+from pelton.store.sheet import CoreSheet, Sheet
 from pelton.store.sqlite import SQLite
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class Database(Protocol):
 
     def remove(self, table: str, equal: dict[str, Any]) -> bool:
         """Deletes rows without SQLAlchemy; False: there is no such way."""
+
+    def plain(self) -> AbstractContextManager[Sheet] | None:
+        """A transaction that writes, without SQLAlchemy, or None where there is no such way."""
 
     def explain(self, error: Exception, committing: bool) -> Exception:
         """The error to raise instead: a PeltonError that names the database and the mend, or `error` itself."""
@@ -102,12 +106,29 @@ class Store:
         `alone`: writers take turns, so what is read in it stays true until its end, on PostgreSQL as on SQLite. False
         is for rows that only this process writes; on PostgreSQL they wait for nobody. Keep it short: no network, no
         large files. Raises what the class says, and Conflict for a row that somebody else has just added."""
+        with self._turn(), self._transaction(write=True, alone=alone) as connection:
+            yield connection
+
+    @contextmanager
+    def sheet(self) -> Iterator[Sheet]:
+        """`write` in plain words, for short commands: on SQLite without SQLAlchemy. Raises what `write` raises."""
+        self._check_process()
+        with self._turn():
+            plain = self._database.plain()
+            if plain is not None:
+                with plain as sheet:
+                    yield sheet
+            else:
+                with self._transaction(write=True, alone=True) as connection:
+                    yield CoreSheet(connection)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
         if getattr(self._mine, "writing", False):
             raise RuntimeError("a write inside a write of the same thread would wait for itself")
         self._mine.writing = True
         try:
-            with self._transaction(write=True, alone=alone) as connection:
-                yield connection
+            yield
         finally:
             self._mine.writing = False
 
