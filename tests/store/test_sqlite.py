@@ -20,6 +20,7 @@ from pelton.errors import PeltonError, Refused, SettingInvalid
 from pelton.store import Store
 from pelton.store.tables import events
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of pytest's own threads, from 3.12 on
 NOBODY = 65534
 
 

@@ -196,6 +196,7 @@ def test_rows_sees_what_another_process_has_just_written(store: Store, store_url
     assert store.rows("aliases")[0]["revision"] == 20
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of pytest's own threads, from 3.12 on
 def test_a_forked_child_uses_connections_of_its_own(store: Store) -> None:
     set_counter(store)
     assert store.rows("aliases")
