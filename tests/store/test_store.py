@@ -239,3 +239,27 @@ def test_put_adds_a_row_or_replaces_it_and_remove_takes_it_away(store: Store) ->
     assert store.values("processes", "id") == ["a", "b"], "all columns must be equal"
     store.remove("processes", id="a")
     assert store.values("processes", "id") == ["b"]
+
+
+def test_sheets_and_writes_take_turns(store: Store) -> None:
+    set_counter(store)
+
+    def by_sheet() -> None:
+        for _ in range(10):
+            with store.sheet() as sheet:
+                value = sheet.rows("aliases")[0]["revision"]
+                sheet.update("aliases", {"alias": "counter"}, {"revision": value + 1})
+
+    threads = [threading.Thread(target=by_sheet) for _ in range(3)]
+    threads += [threading.Thread(target=lambda: [count_up(store) for _ in range(10)]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter(store) == 60
+
+
+def test_the_same_key_twice_in_a_sheet_is_a_conflict(store: Store) -> None:
+    set_counter(store)
+    with pytest.raises(Conflict, match="look, then try again"), store.sheet() as sheet:
+        sheet.insert("aliases", name="m", alias="counter", version="", revision=0)
