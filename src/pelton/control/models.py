@@ -51,6 +51,10 @@ class Models(Desk):
 
         `expect`: the alias's revision that the caller saw, 0 for an alias that never was; None: as it is found now.
         Raises NotFound, InvalidInput, Conflict."""
+        if not version.strip("@"):
+            raise InvalidInput(
+                f"name the version that {name}@{alias} is to point at: its first digits, or another @ALIAS"
+            )
         full = self.registry.find(
             _parsed(f"{name}{version}" if version.startswith("@") else f"{name}:{version}")
         ).version

@@ -74,7 +74,7 @@ def test_the_schema_of_a_row_refuses_what_the_server_refuses(server: Any, docume
 
 def test_every_get_of_the_document_is_answered(server: Any, document: Any) -> None:
     for path, item in document["paths"].items():
-        if "get" in item:
+        if "get" in item and not path.startswith("/admin/"):  # tests of the admin API ask for those
             answer = httpx.get(server.url + path.replace("{model}", "linear"))
             assert answer.status_code == 200, path
             kind = answer.headers["content-type"].split(";")[0]

@@ -251,3 +251,55 @@ def test_a_command_without_the_token_of_the_server_says_so(home, versions):
     assert refused.returncode == 1
     assert "PELTON_ADMIN_TOKEN" in refused.stderr
     assert pelton("status", "--url", url, "--token", "s3cret").returncode == 0
+
+
+def test_answers_are_those_that_the_openapi_document_promises(server, versions):
+    jsonschema = pytest.importorskip("jsonschema")
+    document = server.get("/openapi.json")[1]
+    tried = set()
+
+    def check(method: str, template: str, path: str, body: Any = None) -> None:
+        promised = document["paths"][f"/admin/v1{template}"][method.lower()]
+        if body is not None:
+            given = {
+                **promised["requestBody"]["content"]["application/json"]["schema"],
+                "components": document["components"],
+            }
+            jsonschema.Draft202012Validator(given).validate(body)
+        status, told, _ = ask(server.port, method, path, body)
+        assert status == 200, (path, told)
+        schema = promised["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(told)
+        tried.add((method, template))
+
+    new, old = versions
+    check("PUT", "/models/{name}/aliases/{alias}", "/models/twice/aliases/champion", {"version": old, "why": "x"})
+    check("POST", "/models/{ref}/deploy", "/models/twice@champion/deploy", {"why": "first", "slow_ms": 50})
+    check("PUT", "/models/{name}/shadow", "/models/twice/shadow", {"version": new[:12], "share": 0.5})
+    check("PUT", "/models/{name}/shadow", "/models/twice/shadow", {})
+    check(
+        "POST",
+        "/models/{ref}/rollout",
+        f"/models/twice:{new}/rollout",
+        {"steps": [0.1, 1.0], "limits": {"alpha": 0.01}},
+    )
+    for get in ("/status", "/models", "/events", "/webhooks"):
+        check("GET", get, get)
+    for get in ("deployment", "history", "rollouts", "aliases"):
+        check("GET", f"/models/{{name}}/{get}", f"/models/twice/{get}")
+    check("GET", "/models/{name}/aliases/{alias}/history", "/models/twice/aliases/champion/history")
+    check("GET", "/diff", f"/diff?a=twice:{old}&b=twice:{new}")
+    for move in ("pause", "resume", "promote"):
+        check("POST", f"/models/{{name}}/rollout/{move}", f"/models/twice/rollout/{move}", {"why": "by hand"})
+    check("POST", "/models/{name}/rollback", "/models/twice/rollback", {})
+    check("POST", "/models/{ref}/rollout", f"/models/twice:{new}/rollout", {"dry_run": True})
+    check("POST", "/models/{ref}/rollout", f"/models/twice:{new}/rollout", {})
+    check("POST", "/models/{name}/rollout/abort", "/models/twice/rollout/abort", {})
+    check("DELETE", "/models/{name}/aliases/{alias}", "/models/twice/aliases/champion", {"why": "done"})
+    check("POST", "/models/{name}/undeploy", "/models/twice/undeploy", {})
+    check("POST", "/apply", "/apply", {"desired": {"models": {"twice": {"version": new}}}, "dry_run": True})
+    check("POST", "/gc", "/gc", {"dry_run": True})
+    check("POST", "/webhooks", "/webhooks", {"url": "https://example.org/hook"})
+    made = ask(server.port, "GET", "/webhooks")[1]["webhooks"][0]["id"]
+    check("DELETE", "/webhooks/{webhook}", f"/webhooks/{made}", {})
+    assert tried == {(operation.verb, operation.path) for operation in OPERATIONS}

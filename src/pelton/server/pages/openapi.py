@@ -10,6 +10,7 @@ import msgspec
 
 from pelton import __version__
 from pelton.server.pages.cards import EXAMPLE_LIMIT, Card
+from pelton.server.pages.openapi_admin import SECURITY, paths_and_schemas
 from pelton.server.pages.openapi_routes import HEADERS, REQUEST_HEADERS, RESPONSES, SCHEMAS, fixed_paths
 
 VERSION: Final = {"$ref": "#/components/parameters/version"}
@@ -28,6 +29,9 @@ def document(cards: Sequence[tuple[Card, float]]) -> Json:
         schemas[f"{card.name}.answer"] = card.answer
         paths.update(_model_paths(card))
     paths.update(fixed_paths())
+    admin_paths, admin_schemas = paths_and_schemas()
+    paths.update(admin_paths)
+    schemas.update(admin_schemas)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -40,12 +44,14 @@ def document(cards: Sequence[tuple[Card, float]]) -> Json:
         "tags": [
             *({"name": card.name, "description": _about(card, target)} for card, target in cards),
             {"name": "server", "description": "Health, metadata, statistics, repository, metrics."},
+            {"name": "admin", "description": "Versions, deployments, rollouts, audit. On this machine, or by token."},
         ],
         "paths": paths,
         "components": {
             "schemas": schemas,
             "responses": RESPONSES,
             "headers": HEADERS,
+            "securitySchemes": SECURITY,
             "parameters": {**REQUEST_HEADERS, "version": _VERSION_PARAMETER},
         },
     }
