@@ -55,8 +55,7 @@ def cli_page() -> Iterator[str]:
     yield from ("# Commands", "", NOTE, "")
     yield f"{parser.description} {parser.epilog}"
     yield from ("", "Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted.")
-    [commands] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for name, command in commands.choices.items():
+    for name, command in _commands(parser):
         yield from ("", f"## pelton {name}", "", _sentence(command.description or ""), "")
         positionals = [action for action in command._actions if not action.option_strings]
         usage = " ".join(["pelton", name, *map(_usage, positionals), "[flags]"])
@@ -69,6 +68,15 @@ def cli_page() -> Iterator[str]:
         yield from table(("argument", "what it does"), rows)
         if command.epilog:
             yield from ("", "```text", command.epilog, "```")
+
+
+def _commands(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every command that can be called: those with actions (`alias set`) by their actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                inner = list(_commands(command, f"{prefix}{name} "))
+                yield from inner or [(prefix + name, command)]
 
 
 def errors_page() -> Iterator[str]:

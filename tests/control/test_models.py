@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -143,3 +144,9 @@ def test_an_order_is_carried_out_in_the_name_of_its_actor(control, add):
     perform(control, Deploy("fraud", "why"), "ann@desk")
     assert control.history("fraud").changes[0].actor == "ann@desk"
     assert perform(control, Status("fraud"), "ann@desk").models[0].name == "fraud"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.method)
+def test_every_operation_stands_on_the_page_about_the_api(operation):
+    page = Path(__file__).parents[2] / "docs" / "admin-api.md"
+    assert f"| `{operation.verb} /admin/v1{operation.path}` |" in page.read_text(encoding="utf-8")

@@ -96,7 +96,7 @@ def _alias(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     set_ = _command(actions, "set", "point an alias at a version", "example: pelton alias set fraud@champion 3f9a")
     set_.add_argument("alias", metavar="NAME@ALIAS", help="for example fraud@champion")
-    set_.add_argument("to", metavar="VERSION", help="first digits of a version, or another @ALIAS")
+    set_.add_argument("to", metavar="VERSION", help="first digits of a version, NAME:VERSION, or another @ALIAS")
     _change(set_, waits=False)
     remove = _command(actions, "remove", "take an alias away")
     remove.add_argument("alias", metavar="NAME@ALIAS", help="for example fraud@champion")

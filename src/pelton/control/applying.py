@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from pelton.control import desired as desired_state
-from pelton.control.deploys import version_ref
 from pelton.control.desired import Desired, Step
-from pelton.control.desk import Desk
+from pelton.control.desk import Desk, version_ref
 from pelton.deployments import Deployment
 from pelton.errors import Conflict
 
@@ -64,7 +63,8 @@ class Applying(Desk):
             if step.action == "nothing":
                 done.append(step)
                 continue
-            changed = self._write(step.target, step.revision, actor, step.action, why or "applied")
+            action = "undeploy" if step.action == "undeploy" else "deploy"
+            changed = self._write(step.target, step.revision, actor, action, why or "applied")
             done.append(msgspec.structs.replace(step, revision=changed.revision, target=changed))
         return Applied(done, True)
 

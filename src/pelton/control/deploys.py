@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from pelton.control import moves
 from pelton.control.answers import Changed
-from pelton.control.desk import UNKNOWN, Desk, check_expected
+from pelton.control.desk import UNKNOWN, Desk, check_expected, version_ref
 from pelton.deployments import Change, Deployment, Shadow
 from pelton.errors import Conflict, InvalidInput, NotFound
 from pelton.rollout.state import Rollout
@@ -170,14 +170,6 @@ class Deploys(Desk):
                 found = change
             before = page[-1].revision
         return found
-
-
-def version_ref(name: str, version: str) -> str:
-    """A reference out of a name and `VERSION`, `@ALIAS`, or a whole reference of that model."""
-    for mark in (":", "@"):
-        if version.startswith(name + mark):
-            return version
-    return name + version if version.startswith("@") else f"{name}:{version}"
 
 
 def _left(now: Deployment, version: str) -> str:

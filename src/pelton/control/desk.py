@@ -94,3 +94,11 @@ def check_expected(deployment: Deployment | None, name: str, expect: int | None)
             "then try again"
         )
     return revision
+
+
+def version_ref(name: str, version: str) -> str:
+    """A reference out of a name and `VERSION`, `@ALIAS`, or a whole reference of that model."""
+    for mark in (":", "@"):
+        if version.startswith(name + mark):
+            return version
+    return name + version if version.startswith("@") else f"{name}:{version}"

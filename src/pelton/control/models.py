@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pelton.control.desk import UNKNOWN, Desk
+from pelton.control.desk import UNKNOWN, Desk, version_ref
 from pelton.deployments import Deployment
 from pelton.errors import InvalidInput, NotFound
 
@@ -55,9 +55,7 @@ class Models(Desk):
             raise InvalidInput(
                 f"name the version that {name}@{alias} is to point at: its first digits, or another @ALIAS"
             )
-        full = self.registry.find(
-            _parsed(f"{name}{version}" if version.startswith("@") else f"{name}:{version}")
-        ).version
+        full = self.registry.find(_parsed(version_ref(name, version))).version
         seen = self._revision(name, alias) if expect is None else expect
         return self.registry.set_alias(
             name, alias, full, expect=seen, by=actor or UNKNOWN, why=why, evidence=evidence or {}
