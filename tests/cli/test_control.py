@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +295,33 @@ def test_of_operators_that_roll_back_at_once_one_wins(
     assert shop.json("status")["models"][0]["deployment"]["version"] == shop.versions[0]
     for done in ended:
         assert done.code == 0 or "already" in done.err or "was first" in done.err
+
+
+def test_of_operators_that_start_a_rollout_at_once_one_wins(
+    shop: Shop, process: Callable[..., Any], finish: Callable[..., Any]
+) -> None:
+    shop.do("deploy", shop.ref(0), *NO_WAIT)
+    running = [process("rollout", shop.ref(number), "--yes", *NO_WAIT, "--home", shop.home) for number in (1, 2)]
+    ended = [finish(one) for one in running]
+    assert sorted(done.code for done in ended) == [0, 1]
+    [winner] = [number for number, done in enumerate(ended, 1) if done.code == 0]
+    [loser] = [done for done in ended if done.code]
+    assert "was first" in loser.err or "is open" in loser.err
+    deployment = shop.json("status")["models"][0]["deployment"]
+    assert (deployment["candidate"], deployment["revision"]) == (shop.versions[winner], 2)
+
+
+def test_a_rollback_loads_no_heavy_library(shop: Shop) -> None:
+    """It must be over within a second, and each of these takes a good part of one to import."""
+    shop.do("deploy", shop.ref(0), *NO_WAIT)
+    shop.do("deploy", shop.ref(1), *NO_WAIT)
+    code = (
+        "import sys\n"
+        "from pelton.cli import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print(sorted({'numpy', 'sqlalchemy', 'asyncio', 'http.client', 'onnxruntime'} & set(sys.modules)))\n"
+    )
+    words = ["rollback", "fraud", "--home", str(shop.home), *NO_WAIT]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

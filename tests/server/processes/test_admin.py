@@ -15,6 +15,7 @@ import pytest
 
 from pelton.control import Control
 from pelton.control.orders import OPERATIONS
+from pelton.server.pages.admin import RUNNING, WAITING
 
 JSON = {"content-type": "application/json"}
 
@@ -207,6 +208,30 @@ def test_inference_goes_on_while_the_store_is_busy(home, versions):
     waiting.join(30)
     assert not waiting.is_alive()
     assert Control(home.registry.store, home.registry).deployment("twice").revision == 1
+
+
+def test_more_orders_than_may_wait_are_refused_with_a_time_to_come_back(home, versions, until):
+    server = home.serve().wait_ready()
+    statuses: list[int] = []
+
+    def deploy() -> None:
+        statuses.append(ask(server.port, "POST", "/models/twice/deploy", {})[0])
+
+    with home.registry.store.write():
+        crowd = [threading.Thread(target=deploy) for _ in range(RUNNING + WAITING + 4)]
+        for one in crowd:
+            one.start()
+        until(lambda: statuses.count(429) >= 4, "the last ones are refused")
+        status, told, headers = ask(server.port, "GET", "/status")
+        assert (status, headers["retry-after"]) == (429, "1")
+        assert "try again" in told["error"]
+        assert server.ask("twice", 1.0)[0] == 200
+    for one in crowd:
+        one.join(60)
+    assert (
+        statuses.count(200) + statuses.count(409) == RUNNING + WAITING
+    )  # those that ran together were of one revision
+    assert ask(server.port, "GET", "/status")[0] == 200
 
 
 def pelton(*words: str, home=None) -> subprocess.CompletedProcess[str]:
