@@ -8,7 +8,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from pelton.types import ModelRef
 log = logging.getLogger(__name__)
 
 LOADING: Final = "it is loading"
+M_ARENA_MAX: Final = -8  # of malloc.h
 UNLOADED: Final = "it was unloaded"  # on purpose: no reason not to be ready
 
 
@@ -34,6 +35,7 @@ class Fleet:
     """What this process serves. One model is loaded at a time per thread; calls go on meanwhile."""
 
     def __init__(self, engine: Engine, registry: Registry, settings: Settings) -> None:
+        share_arena()  # before there are threads
         self.registry = registry
         self._engine = engine
         self._settings = settings
@@ -99,6 +101,10 @@ class Fleet:
         """Takes a version out: what it has accepted is answered, then its memory is given back."""
         self._engine.directory.forget(served)
         self._release_later(served)
+
+    def releasing(self) -> bool:
+        """Whether a version is still being drained or given back."""
+        return bool(self._tasks)
 
     # ---- loading
 
@@ -219,12 +225,21 @@ def _closed(replica: Replica) -> None:
         _trim(0)
 
 
-def _malloc_trim() -> ctypes._NamedFuncPointer | None:
-    """The C library's function that returns free memory, where there is one."""
+def _libc(name: str) -> Callable[..., int] | None:
+    """A function of glibc's allocator; None: this is another C library."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError):
         return None
+    return found
 
 
-_trim: Final = _malloc_trim()
+def share_arena() -> None:
+    """All threads allocate from one place. Each with its own, as glibc has it, keeps what a model leaves behind: of other
+    arenas than the main one nothing can be given back to the system."""
+    mallopt = _libc("mallopt")
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
+
+
+_trim: Final = _libc("malloc_trim")

@@ -169,8 +169,8 @@ class LiveMirror:
             pairs.skipped += 1
             self._end(copy)
             return
-        pairs.copied += 1
         if not isinstance(outcome, list) or call.batch is None:
+            pairs.copied += 1
             pairs.failed += 1
             self._end(copy)
             return
@@ -196,6 +196,7 @@ class LiveMirror:
 
     def _compared(self, copy: Copy, outcome: list[Array], found: Comparison) -> None:
         self._end(copy)
+        self._pairs.copied += 1
         segment = self._segment(copy) if self._options.segment else ""
         observe(self._pairs, found, segment, partial(self._example, copy, outcome))
 
