@@ -138,8 +138,7 @@ class LiveMirror:
             try:
                 self._submit_one(copy)
             except Exception:  # noqa: BLE001 - the other copies go on
-                self._end(copy)
-                self._fail()
+                self._drop(copy)
 
     def _submit_one(self, copy: Copy) -> None:
         if self._inputs is None:  # it takes other inputs
@@ -164,6 +163,12 @@ class LiveMirror:
 
     def _returned(self, copy: Copy, call: Call) -> None:
         """The shadow has answered, or not."""
+        try:
+            self._look(copy, call)
+        except Exception:  # noqa: BLE001 - whatever answers are like, they are only compared
+            self._drop(copy)
+
+    def _look(self, copy: Copy, call: Call) -> None:
         outcome, pairs = call.outcome, self._pairs
         if isinstance(outcome, Refused):
             pairs.skipped += 1
@@ -191,14 +196,13 @@ class LiveMirror:
         try:
             self._compared(copy, outcome, found.result())
         except Exception:  # noqa: BLE001 - what the comparison raised in its thread
-            self._end(copy)
-            self._fail()
+            self._drop(copy)
 
     def _compared(self, copy: Copy, outcome: list[Array], found: Comparison) -> None:
-        self._end(copy)
-        self._pairs.copied += 1
         segment = self._segment(copy) if self._options.segment else ""
         observe(self._pairs, found, segment, partial(self._example, copy, outcome))
+        self._pairs.copied += 1
+        self._end(copy)
 
     def _segment(self, copy: Copy) -> str:
         """The value of the segment field in the first row."""
@@ -234,6 +238,12 @@ class LiveMirror:
     def _end(self, copy: Copy) -> None:
         self._pending -= 1
         self._bytes -= copy.size
+
+    def _drop(self, copy: Copy) -> None:
+        """A copy that went wrong here."""
+        self._pairs.copied += 1
+        self._end(copy)
+        self._fail()
 
     def _fail(self) -> None:
         self._pairs.failed += 1

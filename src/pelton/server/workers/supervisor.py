@@ -270,7 +270,9 @@ class Supervisor:
         if pause is None:
             log.error(
                 "worker %d %s; it ended %d times before it could serve: giving up. What it logged says why",
-                child.index, how, FAILED_STARTS,
+                child.index,
+                how,
+                FAILED_STARTS,
             )
             self._code = max(self._code, code, 1)
             self._stop(0.0)
