@@ -33,6 +33,7 @@ from pelton.types import Signature, TensorSpec
 BOUND_S = 60
 WIDTH = 30
 PROBE_S = 0.003
+CALM_S = 4.0  # before the first order and after the last
 LEFT_S = 1.0  # between two orders
 VERSIONS = (2, 3, 4, 5)  # the last one is never deployed
 FAULTY = 6  # a candidate that answers otherwise: its canary is rolled back for disagreement
@@ -90,14 +91,25 @@ async def load(port, connections):
         (await loop.create_connection(lambda: Caller(request, counts, broken), "127.0.0.1", port))[1]
         for _ in range(connections)
     ]
+    ticks = []
+
+    def tick():
+        ticks.append((time.perf_counter(), counts.total()))
+        loop.call_later(0.5, tick)
+
     begin = time.perf_counter()
+    tick()
     await loop.run_in_executor(None, sys.stdin.read)  # until the operator is done
     seconds = time.perf_counter() - begin
     for caller in callers:
         caller.asked = False
         caller.transport.abort()
     told = [[status.decode(), version.decode(), answer.decode(), n] for (status, version, answer), n in counts.items()]
-    print(json.dumps({"seconds": seconds, "counts": told, "broken": broken}))
+    calm = [
+        (after[1] - before[1]) / (after[0] - before[0])
+        for before, after in ((ticks[1], ticks[5]), (ticks[-6], ticks[-2]))
+    ]
+    print(json.dumps({"seconds": seconds, "counts": told, "broken": broken, "calm": calm}))
 
 
 def run_load(port, connections):
@@ -248,11 +260,13 @@ def measure(args, folder):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
+            time.sleep(CALM_S)
             for number in range(args.swaps):
                 operator.swap(number)
                 if number % max(1, args.swaps // max(1, args.canaries)) == 0:
                     operator.canary(number // max(1, args.swaps // max(1, args.canaries)))
                 time.sleep(LEFT_S / 4)
+            time.sleep(CALM_S)
             told = json.loads(caller.communicate("", timeout=BOUND_S)[0])
         finally:
             with contextlib.suppress(OSError):
@@ -279,6 +293,8 @@ def judge(operator, told, versions):
     rows = [
         {"what": "answers", "value": answered},
         {"what": "answers/s", "value": answered / told["seconds"]},
+        {"what": "answers/s before the first change", "value": told["calm"][0]},
+        {"what": "answers/s after the last change", "value": told["calm"][1]},
         {"what": "failed calls", "value": failed},
         {"what": "answers of a version that was never deployed", "value": foreign},
         {"what": "answers that are not those of the version they name", "value": wrong},
