@@ -119,3 +119,15 @@ def test_old_stretches_are_forgotten() -> None:
     assert len(evidence.changed()) == KEPT
     evidence([record(route=7), record(route=8 + 5 * KEPT - 3, key=4)])
     assert max(found.candidate.calls for _, found in evidence.changed()) == 1
+
+
+def test_a_caller_that_fails_all_the_time_is_one_failure_of_a_candidate_through_all_its_stretches() -> None:
+    evidence = opened("a", "b")
+    for route in (7, 8, 9):
+        evidence.open("m", route, 0.1, "b", SLOW)
+        evidence([record("a", error="internal", key=5, route=route), record("a", total=SLOW + 1, key=6, route=route)])
+    arms = [stretch.stable for _, stretch in evidence.changed() if stretch.route >= 7]
+    assert (sum(arm.errors for arm in arms), sum(arm.slow for arm in arms)) == (1, 1)
+    evidence.open("m", 10, 0.1, "c", SLOW)  # another candidate: another question
+    evidence([record("a", error="internal", key=5, route=10)])
+    assert next(stretch for _, stretch in evidence.changed() if stretch.route == 10).stable.errors == 1

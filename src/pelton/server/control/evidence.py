@@ -18,18 +18,29 @@ LATE: Final = frozenset({"refused", "deadline"})
 Key = tuple[str, int]  # model, revision
 
 
+class Failed:
+    """Callers whose errors, and whose slow calls, were counted in any stretch of one candidate: a caller that fails all
+    the time is one piece of bad luck, however many steps and pauses there are."""
+
+    __slots__ = ("candidate", "erred", "slowed")
+
+    def __init__(self, candidate: str) -> None:
+        self.candidate = candidate
+        self.erred: set[int] = set()
+        self.slowed: set[int] = set()
+
+
 class Track:
     """One stretch as it is counted."""
 
-    __slots__ = ("_erred", "_keys", "_over", "_slowed", "candidate", "slow", "stretch")
+    __slots__ = ("_keys", "_over", "candidate", "failed", "slow", "stretch")
 
     def __init__(self, route: int, weight: float) -> None:
+        self.failed = Failed("")
         self.stretch = Stretch(route, weight)
         self.candidate = ""
         self.slow = float("inf")  # seconds
         self._keys: set[int] = set()
-        self._erred: set[int] = set()
-        self._slowed: set[int] = set()
         self._over = False
 
     def add(self, record: Record) -> None:
@@ -52,13 +63,13 @@ class Track:
         arm.seconds += record.total
         arm.device += record.device
         if error in ERRORS:
-            arm.errors += _first(self._erred, key)
+            arm.errors += _first(self.failed.erred, key)
         elif late:
-            arm.slow += _first(self._slowed, key)
+            arm.slow += _first(self.failed.slowed, key)
 
     def end(self) -> None:
         """Long over: who has called is forgotten, and late calls count no more."""
-        self._keys, self._erred, self._slowed = set(), set(), set()
+        self._keys, self.failed = set(), Failed("")
         self._over = True
 
     def size(self) -> tuple[int, ...]:
@@ -76,12 +87,17 @@ class Evidence:
         self._tracks: dict[Key, Track] = {}
         self._seen: dict[tuple[str, str], int] = {}  # calls of a version, up to the end of its warm-up
         self._written: dict[Key, tuple[int, ...]] = {}
+        self._failed: dict[str, Failed] = {}  # of each model's latest candidate
         self._splitting = False
 
     def open(self, name: str, route: int, weight: float, candidate: str, slow: float) -> None:
         """Calls are routed by this revision from now on. A call that takes more than `slow` seconds is slow."""
         track = self._track(name, route, weight)
         track.candidate, track.slow = candidate, slow
+        failed = self._failed.get(name)
+        if failed is None or failed.candidate != candidate:
+            failed = self._failed[name] = Failed(candidate)
+        track.failed = failed
         self._splitting = True
 
     def pairs(self, name: str, route: int, weight: float) -> Pairs:
@@ -144,7 +160,7 @@ def _first(keys: set[int], key: int) -> int:
     """1 where this is the first time for a key; a call without one always counts."""
     if not key:
         return 1
-    if key in keys:
+    if key in keys or len(keys) >= MOST_KEYS:
         return 0
     keys.add(key)
     return 1
