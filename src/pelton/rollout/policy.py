@@ -16,7 +16,7 @@ from pelton.rollout.confidence import (
 )
 from pelton.rollout.eprocess import Events, Harm, harm, log_limit
 from pelton.rollout.evidence import merge_pairs
-from pelton.rollout.state import Arm, Limits, Pairs, Rollout, Stretch
+from pelton.rollout.state import OPEN, Arm, Limits, Pairs, Rollout, Stretch
 
 Kind = Literal["hold", "advance", "promote", "roll_back", "give_up"]
 Verdict = Literal["undecided", "passed", "harm"]
@@ -52,11 +52,11 @@ def decide(rollout: Rollout, stretches: Sequence[Stretch], now: float) -> Decisi
     findings = judge(rollout, mine)
     here = sum(part.candidate.calls for part in mine if _is_weight(part.weight, rollout.weight))
     figures = _figures(rollout, mine, findings, here)
-    if rollout.status != "running":
-        return Decision("hold", _rest(rollout, findings), figures)
     harmful = _worst(findings)
-    if harmful is not None:
+    if harmful is not None and rollout.status in OPEN:  # a paused or held candidate takes calls, too
         return Decision("roll_back", harmful.text, figures)
+    if rollout.status != "running":
+        return Decision("hold", _rest(rollout), figures)
     kind, reason = _onward(rollout, findings, here, now)
     if kind == "hold" and now - rollout.started_at > rollout.limits.max_hours * _PER_HOUR:
         return Decision("give_up", f"no verdict in {rollout.limits.max_hours:g} hours: {reason}", figures)
@@ -198,14 +198,12 @@ def _onward(rollout: Rollout, findings: Sequence[Finding], here: int, now: float
     return "promote", "; ".join(finding.text for finding in findings)
 
 
-def _rest(rollout: Rollout, findings: Sequence[Finding]) -> str:
+def _rest(rollout: Rollout) -> str:
     """Why nothing happens to a rollout that does not run."""
     ended = {"promoted": "promoted", "rolled_back": "rolled back", "aborted": "aborted"}
     if rollout.status in ended:
         return f"the rollout was {ended[rollout.status]}"
-    harmful = _worst(findings)
-    why = "a person paused it" if rollout.status == "paused" else f"a person decides ({rollout.reason or 'held'})"
-    return f"{why}; it would be rolled back: {harmful.text}" if harmful else why
+    return "a person paused it" if rollout.status == "paused" else f"a person decides ({rollout.reason or 'held'})"
 
 
 def _figures(rollout: Rollout, stretches: Sequence[Stretch], findings: Sequence[Finding], here: int) -> dict[str, Any]:

@@ -105,18 +105,24 @@ def test_one_without_a_verdict_in_time_waits_for_a_person(running: Running) -> N
     running.tick()
     assert (running.rollout.status, running.deployment.weight) == ("held", 0.5)
     before = running.rollout.revision
-    running.see(100, errors=90)
+    running.see(100)
     running.tick()
-    assert running.rollout.revision == before, "what is held is a person's to move"
+    assert running.rollout.revision == before, "only a person moves it on"
+    running.see(200, errors=180)
+    running.tick()
+    assert running.rollout.status == "rolled_back"
 
 
-def test_a_paused_rollout_stays(running: Running) -> None:
+def test_a_paused_rollout_stays_unless_its_candidate_harms(running: Running) -> None:
     running.deployments.change_rollout(
         replace(running.rollout, status="paused"), running.rollout.revision, "me", "pause"
     )
-    running.see(100, errors=90)
-    running.tick({KEY: "it cannot be served"})
+    running.see(100)
+    running.tick()
     assert running.rollout.status == "paused"
+    running.see(200, errors=180)
+    running.tick()
+    assert (running.rollout.status, running.deployment.candidate) == ("rolled_back", "")
 
 
 def test_of_many_stewards_exactly_one_makes_each_move(running: Running) -> None:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from pelton.control import moves
 from pelton.deployments import Deployment, Deployments
 from pelton.errors import Conflict
-from pelton.rollout import Decision, Rollout, decide
+from pelton.rollout import OPEN, Decision, Rollout, decide
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Steward:
 
     def _look(self, key: str, name: str, unfit: Mapping[tuple[str, str], str]) -> None:
         rollout, deployment = self._deployments.rollout(key), self._deployments.get(name)
-        if rollout is None or deployment is None or deployment.rollout != key or rollout.status != "running":
+        if rollout is None or deployment is None or deployment.rollout != key or rollout.status not in OPEN:
             return
         now = self._clock()
         reason = unfit.get((name, rollout.candidate))
