@@ -19,10 +19,10 @@ run() { # script argument...      in a session of its own: only there may it rai
 }
 
 if [ "${1:-}" = quick ]; then
-  start=(--runs 3 --secs 1 --skip-install) rounds=5 secs=2 soak=20000 drain=(--calls 24 --ms 50)
+  start=(--runs 3 --secs 1 --skip-install) rounds=5 secs=2 soak=20000 drain=(--calls 24 --ms 50) rollout=(--swaps 6 --canaries 3)
   compare=(--quick --secs 2 --rounds 1 --conc 32 --retry 1)
 else
-  start=() rounds=50 secs=10 soak=1000000 drain=()
+  start=() rounds=50 secs=10 soak=1000000 drain=() rollout=()
   compare=(--secs 10 --rounds 3 --conc 1,32,128)
 fi
 
@@ -30,6 +30,8 @@ run isolation.py --rounds "$rounds"
 run drain.py "${drain[@]}"
 run drain.py "${drain[@]}" --workers 2
 run accept.py
+run rollout.py "${rollout[@]}"
+run rollout.py "${rollout[@]}" --workers 2
 if [ -f "$peers/models/ref.json" ]; then
   run start.py "${start[@]}"
   run overload.py --secs "$secs"
