@@ -173,16 +173,27 @@ def test_a_candidate_that_answers_otherwise_is_rolled_back_where_that_is_limited
     assert callers.failed() == 0
 
 
-def test_a_paused_rollout_is_not_moved_by_anybody(home: Any, until: Any, traffic: Any, start: Any) -> None:
-    server, _stable, candidate = start()
-    home.spoil("b", 0.9)
-    key = home.control.start_rollout(f"m:{candidate}", steps=(0.5, 1.0), limits=QUICK).rollout.id
+def test_a_paused_candidate_does_not_advance_and_is_out_where_it_harms(
+    home: Any, until: Any, traffic: Any, start: Any
+) -> None:
+    server, stable, candidate = start()
+    begun = home.control.start_rollout(f"m:{candidate}", steps=(0.5, 0.9, 1.0), limits=QUICK)
+    key, route = begun.rollout.id, begun.rollout.routes[0]
     home.control.pause("m")
+
+    def counted() -> int:
+        found = home.control.deployments.evidence("m", [route])
+        return found[0].candidate.calls if found else 0
+
     with traffic(server.port, "m", x=1000.0) as callers:
-        until(lambda: callers.answers[500, ""] > 100, "many failures")
-        assert status_of(home, key).status == "paused"
-        home.control.resume("m")
+        until(lambda: counted() > 5 * QUICK.min_calls, "evidence for the next step, stored for a while")
+        before = counted()
+        until(lambda: counted() > before, "and looked at")
+        assert (status_of(home, key).status, status_of(home, key).step) == ("paused", 0)
+        assert callers.failed() == 0
+        home.spoil("b", 0.9)
         assert until(lambda: ended(home, key), "a verdict", 60).status == "rolled_back"
+    assert server.version("m") == stable[:12]
 
 
 @pytest.fixture
