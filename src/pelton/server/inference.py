@@ -105,7 +105,7 @@ def answer(call: Any) -> None:
             _reply(call, encoded)
             return
     failure = outcome if isinstance(outcome, PeltonError) else Cancelled("no outcome")
-    reply_error(call.connection, call.request, failure, call.request_id)
+    reply_error(call.connection, call.request, failure, call.request_id, call.served.wire_version)
 
 
 def _reply(call: Inference, encoded: Answer) -> None:
@@ -138,10 +138,14 @@ def _batch_head(call: Inference) -> bytes:
     return batch.head
 
 
-def reply_error(connection: Connection, request: Request, error: PeltonError, request_id: str) -> None:
-    """Answers with an error. Never compressed: clients do not decompress errors."""
+def reply_error(
+    connection: Connection, request: Request, error: PeltonError, request_id: str, version: bytes = b""
+) -> None:
+    """Answers with an error. Never compressed: clients do not decompress errors. `version`: that took the call."""
     body = error_body(str(error))
     extra = error_headers(error)
+    if version:
+        extra += b"pelton-version: %b\r\n" % version
     if request_id:
         extra += b"x-request-id: %b\r\n" % request_id.encode()
     if not request.keep_alive:

@@ -127,3 +127,12 @@ def test_other_methods_and_paths_are_the_pages_business(server: Any) -> None:
 def test_an_unknown_model_is_a_404_or_no_inference(server: Any, name: str) -> None:
     answer = server.connect().ask(f"/predict/{name.replace(' ', '%20')}", {"x": [1, 2, 3]})
     assert answer.status == 404 or "path" in answer.json
+
+
+def test_a_model_that_fails_is_a_500_that_names_its_version(make_server: Any) -> None:
+    model = EchoModel(Signature((TensorSpec("x", "FP32", (3,)),), (TensorSpec("y", "FP32", (3,)),)))
+    server = make_server()
+    server.serve(model=model)
+    model.close()
+    answer = server.connect().ask(PATH, {"x": [1, 2, 3]})
+    assert (answer.status, answer.headers["pelton-version"]) == (500, "a" * 12)
