@@ -267,10 +267,10 @@ def test_the_overload_of_a_slow_model_sends_what_comes_although_nothing_is_answe
         report = run_bench(target(address.port), plan, server.on_progress)
         most_open = address.most_open
     assert most_open >= 100
-    assert report.overload.connections == most_open
+    assert report.overload.connections >= most_open  # one that opens late may find nothing left to send
     assert (report.overload.timed_out, report.overload.failed) == (0, 0)
     assert report.overload.ok == report.overload.requests
-    assert f"on up to {report.overload.connections} connections" in render_table(report)
+    assert f"on up to {report.overload.connections} connections" in render_table(report).replace(",", "")
 
 
 def test_an_overload_with_too_few_connections_is_said_to_be_one(serving) -> None:

@@ -308,9 +308,10 @@ def test_the_attributes_of_spans_are_documented():
 
 def test_every_header_that_inference_reads_or_writes_is_documented():
     page = (DOCS / "protocols.md").read_text(encoding="utf-8")
-    source = (ROOT / "src/pelton/server/inference.py").read_text(encoding="utf-8")
+    files = ("inference", "call_headers", "dispatcher")
+    source = "".join((ROOT / f"src/pelton/server/{name}.py").read_text(encoding="utf-8") for name in files)
     written = set(re.findall(r"(?:\\r\\n|b\")([a-z-]+): ", source))
-    read = set(re.findall(r'header\(b"([a-z-]+)"\)', source))
+    read = set(re.findall(r'(?:header\(|KEY: Final = )b"([a-z-]+)"', source))
     assert {"x-request-id", "pelton-timeout-ms", "traceparent"} <= read
     for name in (written | read) - {"date", "connection"}:
         assert f"`{name}`" in page, f"protocols.md does not name {name}"
