@@ -20,6 +20,7 @@ from pelton.types import Batch, Call, Outcome
 
 log = logging.getLogger(__name__)
 
+REST_SECONDS: Final = 0.003  # that the loop leaves the core to the models while it can only refuse
 INLINE_BUDGET: Final = 0.001  # seconds of model time on the loop before sockets are looked at again
 
 Job = Callable[[], None]
@@ -86,6 +87,7 @@ class Executor:
         self._ready: list[Lane] = []
         self._busy: dict[int, float] = {}  # id of a running batch -> when it should be done
         self._pumping = False
+        self._returning = threading.Event()  # a batch has come back from a thread
         self._timers: dict[int, asyncio.TimerHandle] = {}  # of lanes that wait for company, by id of the lane
         self._threads = threads or Threads(slots)
 
@@ -103,6 +105,14 @@ class Executor:
         """Runs what waits now, not in the next turn of the loop."""
         if self._ready:
             self._pump()
+
+    def rest(self) -> None:
+        """Lets batches run undisturbed for a moment, or until one is done: for a loop that has only refused of late.
+
+        Where models and the loop share a core, every request that wakes the loop costs the model its caches; requests
+        that are refused together cost it less. New calls wait at most `REST_SECONDS` longer for their refusal."""
+        if self.full:
+            self._returning.wait(REST_SECONDS)
 
     def free(self, now: float) -> list[float]:
         """When each slot is expected to be free, ascending.
@@ -186,7 +196,7 @@ class Executor:
     def _run_in_thread(self, lane: Lane, batch: Batch) -> None:
         self._busy[id(batch)] = batch.started + lane.batcher.latency.predict(batch.rows)
         self.full = len(self._busy) >= self.slots
-        loop, returned = self._loop, self._returned
+        loop, returned, resting = self._loop, self._returned, self._returning
 
         def job() -> None:
             try:
@@ -196,11 +206,13 @@ class Executor:
                 log.exception("a batch ended its thread")
                 failure = ModelFailed(f"the model ended its thread: {type(error).__name__}")
                 outcomes = [failure for _ in batch.calls]
+            resting.set()
             loop.call_soon_threadsafe(returned, lane, batch, outcomes)
 
         self._threads.start(job)
 
     def _returned(self, lane: Lane, batch: Batch, outcomes: list[Outcome]) -> None:
+        self._returning.clear()
         del self._busy[id(batch)]
         self.full = False
         lane.running -= 1

@@ -126,6 +126,7 @@ class Dispatcher:
         self, connection: Connection, request: Request, route: Route, served: Served, pick: Pick | None
     ) -> None:
         """Refuses as cheaply as can be: under overload most of the work would be refusing."""
+        self._inbox.refused = True
         _, lane, key = pick or (served, 0, 0)
         self._engine.turn_away(served, route.protocol, request.received, lane, key)
         if not request.keep_alive or (request.special and request.header(b"x-request-id") is not None):

@@ -80,7 +80,7 @@ class Server:
         self.routes = Routes(self.limits)
         self._connections: set[Connection] = set() if connections is None else connections
         self._heads = Heads()
-        self._inbox = Inbox(self._loop.call_soon, clock, self._executor.pump)
+        self._inbox = Inbox(self._loop.call_soon, clock, self._executor.pump, self._executor.rest)
         self._dispatch = Dispatcher(self.engine, self.routes, self.app, self.limits, forward, self._inbox)
         self._listener = Listener(sock, self._connection, self._full, tls_context(settings), share)
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)

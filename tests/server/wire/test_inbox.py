@@ -98,3 +98,19 @@ def test_a_busy_loop_counts_the_time_that_requests_waited_unread() -> None:
     later.pop()()
     assert waited == [0.0, 2.0, 0.0]
     assert inbox.waited == 0.0
+
+
+def test_the_loop_rests_after_a_turn_that_refused_and_after_no_other() -> None:
+    clock, rests, later = ManualClock(), [], []
+    inbox = Inbox(later.append, clock, lambda: None, lambda: rests.append(clock()))
+
+    class Refuses(Log):
+        def take(self, data: bytes, received: float) -> None:
+            inbox.refused = data == b"too much"
+
+    reader = Refuses([], clock)
+    for data in (b"fine", b"too much", b"fine"):
+        inbox.put(reader, data)
+        clock.advance(1.0)
+        later.pop()()
+    assert rests == [2.0]

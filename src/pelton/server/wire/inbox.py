@@ -26,9 +26,15 @@ class Inbox:
     """What was read in this turn. `then` runs after each lot: batches leave at once."""
 
     def __init__(
-        self, later: Callable[[Callable[[], None]], object], clock: Callable[[], float], then: Callable[[], None]
+        self,
+        later: Callable[[Callable[[], None]], object],
+        clock: Callable[[], float],
+        then: Callable[[], None],
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
-        """`later`: the loop's `call_soon`."""
+        """`later`: the loop's `call_soon`. `rest` follows a turn in which calls were refused."""
+        self._rest = rest
+        self.refused = False  # set by who refuses
         self._later = later
         self._clock = clock
         self._then = then
@@ -60,3 +66,6 @@ class Inbox:
         self.waited = 0.0
         self._ended = self._clock()
         self._busy = self._ended - begin
+        if self.refused:
+            self.refused = False
+            self._rest()
