@@ -30,13 +30,12 @@ from pelton.server.protocols.codec import (
     decode_json,
     encode,
 )
-from pelton.server.protocols.quick import Quick, giver, only_input, taker, vector
+from pelton.server.protocols.quick import ELEMENT, Quick, giver, only_input, taker, vector
 from pelton.server.protocols.tensors import PACK_LIMIT, out_of_range, packer
 from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
 from pelton.types import Array, Call, TensorSpec
 
-ELEMENT: Final = {"float": float, "int": int, "bool": bool}
 QUOTE: Final = 0x22
 
 Fast = Callable[[bytes], list[Array]]  # raises msgspec.ValidationError for what it does not take

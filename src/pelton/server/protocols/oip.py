@@ -13,8 +13,7 @@ import msgspec
 from pelton.engine import Served
 from pelton.errors import InvalidInput, Unsupported
 from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, bad_json, check_json_size, encode
-from pelton.server.protocols.native import ELEMENT
-from pelton.server.protocols.quick import Quick, giver, only_input, taker, vector
+from pelton.server.protocols.quick import ELEMENT, Quick, giver, only_input, taker, vector
 from pelton.server.protocols.tensors import (
     PACK_LIMIT,
     array_of,
