@@ -20,7 +20,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What the output must look like, as data: it crosses to the engine's process and is compiled there.
+
+    `text` is a JSON schema, a regular expression (of the whole output), a Lark grammar, or, for "json_object", nothing.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    text: str = ""
 
 
 class Grammar(Protocol):
@@ -53,6 +64,7 @@ class Sampling:
     presence: float = 0.0
     seed: int = 0
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'
+    bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit before everything else)
 
     def __post_init__(self) -> None:
         if self.temperature < 0.0:
@@ -86,6 +98,9 @@ class LmRequest:
     sampling: Sampling = GREEDY
     stop_tokens: frozenset[int] = frozenset()  # ends the output; the token itself is reported
     salt: str = ""  # prefixes are shared only between requests of one salt: set it to the tenant
+    tenant: str = ""  # steps are shared fairly between tenants, by weight
+    weight: float = 1.0
+    prompt_logprobs: bool = False  # also the prompt's own tokens' logprobs (`sampling.logprobs` says how many)
     priority: int = 0  # lower runs first and is preempted last
     grammar: Grammar | None = field(default=None, compare=False)
 
@@ -116,12 +131,17 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class LmOutput:
-    """New tokens of one request. `finish_reason` is set on the last output of a request and only there."""
+    """New tokens of one request. `finish_reason` is set on the last output of a request and only there.
+
+    `prompt_logprobs` come once, no later than with the first token: one entry per token of the prompt, None for the
+    first, which nothing predicts. `error`: why a request "failed", in words for its caller."""
 
     request_id: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
