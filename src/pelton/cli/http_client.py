@@ -38,9 +38,13 @@ class Client:
         self.host = parts.hostname
         self.secure = parts.scheme == "https"
         self.port = port or (443 if self.secure else 80)
-        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
-        self._connection = kind(self.host, self.port, timeout=TIMEOUT)
+        self._connection = self.connect(TIMEOUT)
         weakref.finalize(self, self._connection.close)
+
+    def connect(self, timeout: float) -> http.client.HTTPConnection:
+        """A connection of its own; `timeout` is seconds without a byte."""
+        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+        return kind(self.host, self.port, timeout=timeout)
 
     def get(self, path: str) -> Any:
         return self._json("GET", path, None)

@@ -24,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     _list(commands)
     _serve(commands)
     _predict(commands)
+    _chat(commands)
     _bench(commands)
     _remove(commands)
     add_commands(commands)
@@ -106,6 +107,28 @@ The answer is one JSON object per row on standard output.""",
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="see below; default: the model's own example")
     parser.add_argument("--url", help="ask a running server, e.g. http://127.0.0.1:8080")
     parser.add_argument("--trust", action="store_true", help="the model's own Python code may run")
+
+
+def _chat(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "chat",
+        "talk to a language model",
+        epilog="""Without MODEL a server at http://127.0.0.1:8080 is asked; with MODEL and no --url, one is started for the conversation.
+With a PROMPT, or with standard input from a file, one answer is written to standard output and its receipt to standard
+error. The environment variable PELTON_API_KEY holds the key that the server asks for.
+
+examples: pelton chat smollm2
+          pelton chat smollm2 "What is an invoice?" --max-tokens 60""",
+    )
+    parser.add_argument("model", nargs="?", help="name or name:version, or a source that `pelton add` takes")
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="one question; default: a conversation")
+    parser.add_argument("--url", help="ask a running server")
+    parser.add_argument("--system", default="", metavar="TEXT", help="how the model should behave")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0: always the most likely token")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that sum to P")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same answer")
 
 
 def _bench(commands: Any) -> None:
