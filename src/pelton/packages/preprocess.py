@@ -6,7 +6,7 @@ one or several fields that callers send; inputs that no block fills are sent by 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -105,6 +105,25 @@ class Text(Base, frozen=True, tag="text"):
     max_characters: int = 100_000
 
 
+SPEECH_FIELDS: Final = ("language", "prompt", "temperature", "task", "words")  # that callers may send beside a sound
+
+
+class Speech(Base, frozen=True, tag="speech"):
+    """A sound file -> windows of speech for a Whisper model: log-mel features, and an order for each window (JSON).
+
+    `fills` names the input [mels, 3000], `order` the BYTES input. Callers may send `language`, `prompt`, `temperature`,
+    `task` and `words` beside the sound (`pelton.runtimes.whisper` says what they mean). `languages` are the codes that
+    the model knows; a model with one language cannot translate.
+    """
+
+    field: str
+    fills: str = "features"
+    order: str = "order"
+    languages: tuple[str, ...] = ("en",)
+    max_seconds: float = 7200.0
+    max_bytes: int = 128 * 1024 * 1024
+
+
 class Column(Part, frozen=True):
     """One named column of a table row.
 
@@ -138,7 +157,7 @@ class Table(Base, frozen=True, tag="table"):
     fills: str = ""
 
 
-Preprocess = Image | Audio | Text | Table
+Preprocess = Image | Audio | Text | Speech | Table
 
 
 class Labels(Base, frozen=True, tag="labels"):
@@ -176,7 +195,27 @@ class Value(Base, frozen=True, tag="value"):
     index: int | None = None
 
 
-Postprocess = Labels | Ctc | Value
+class Embedding(Base, frozen=True, tag="embedding"):
+    """The output [n] of a text model is an embedding: `/v1/embeddings` serves such packages.
+
+    `dimensions`: shorter lengths that the model was trained to be cut to (Matryoshka, Kusupati 2022); a cut vector is
+    brought back to length 1 where `normalized`. Empty: only the whole vector."""
+
+    output: str
+    field: str = "embedding"
+    dimensions: tuple[int, ...] = ()
+    normalized: bool = True
+
+
+class Transcript(Base, frozen=True, tag="transcript"):
+    """What a Whisper model says of each window -> one part of the transcript of the whole sound."""
+
+    output: str
+    field: str
+    part: Literal["text", "language", "duration", "segments"] = "text"
+
+
+Postprocess = Labels | Ctc | Value | Embedding | Transcript
 
 
 def check_names(preprocess: tuple[Preprocess, ...], inputs: set[str]) -> None:
@@ -200,6 +239,8 @@ def fills(block: Preprocess) -> tuple[str, ...]:
     """The model's inputs that a block fills."""
     if isinstance(block, Text):
         return tuple(name for name in (block.ids, block.mask, block.types) if name)
+    if isinstance(block, Speech):
+        return (block.fills, block.order)
     if isinstance(block, Table):
         return (block.fills,) if block.fills else tuple(column.name for column in block.columns)
     return (block.fills,)
@@ -209,4 +250,6 @@ def field_names(block: Preprocess) -> tuple[str, ...]:
     """What callers send for a block."""
     if isinstance(block, Table):
         return tuple(column.name for column in block.columns)
+    if isinstance(block, Speech):
+        return (block.field, *SPEECH_FIELDS)
     return (block.field,)
