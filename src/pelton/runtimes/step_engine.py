@@ -20,18 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from pelton.language.grammar_spec import GrammarSpec as GrammarSpec
+
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class GrammarSpec:
-    """What the output must look like, as data: it crosses to the engine's process and is compiled there.
-
-    `text` is a JSON schema, a regular expression (of the whole output), a Lark grammar, or, for "json_object", nothing.
-    """
-
-    kind: Literal["json_object", "json_schema", "regex", "lark"]
-    text: str = ""
 
 
 class Grammar(Protocol):
