@@ -97,6 +97,7 @@ ENGINES: Final = {
     "openvino": "pelton.runtimes.openvino",
     "llama.cpp": "pelton.runtimes.llama_cpp",
     "torch": "pelton.runtimes.lm.serving",
+    "echo": "pelton.testing.echo_engine",  # without weights: repeats its prompt
 }
 
 
