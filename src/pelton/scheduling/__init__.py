@@ -3,6 +3,7 @@
 from pelton.scheduling.batcher import Batcher, BatchPolicy
 from pelton.scheduling.executor import Executor
 from pelton.scheduling.latency import LatencyModel
+from pelton.scheduling.length_batcher import LengthBatcher, LengthScheduler
 from pelton.scheduling.scheduler import Scheduler
 
-__all__ = ["BatchPolicy", "Batcher", "Executor", "LatencyModel", "Scheduler"]
+__all__ = ["BatchPolicy", "Batcher", "Executor", "LatencyModel", "LengthBatcher", "LengthScheduler", "Scheduler"]

@@ -70,7 +70,7 @@ class Batcher:
     def __init__(self, policy: BatchPolicy, latency: LatencyModel) -> None:
         self.policy = policy
         self.latency = latency
-        self.inline = InlineGate(latency.points() if policy.may_run_inline else [])
+        self.inline = self._gate(latency.points() if policy.may_run_inline else [])
         self.rows = 0  # of live calls in the queue
         self._levels: dict[int, Level] = {0: Level()}
         self._order = [0]
@@ -194,6 +194,13 @@ class Batcher:
             self.refresh()
         else:
             self.full_seconds = self.latency.predict_high(self.full_rows)
+
+    def expected(self, batch: Batch) -> float:
+        """Seconds that a batch should hold its slot."""
+        return self.latency.predict(batch.rows)
+
+    def _gate(self, points: list[tuple[int, float]]) -> InlineGate:
+        return InlineGate(points)
 
     def _rows_of(self, priority: int) -> int:
         if priority:

@@ -194,7 +194,7 @@ class Executor:
         lane.finish(batch, outcomes, self._clock())
 
     def _run_in_thread(self, lane: Lane, batch: Batch) -> None:
-        self._busy[id(batch)] = batch.started + lane.batcher.latency.predict(batch.rows)
+        self._busy[id(batch)] = batch.started + lane.batcher.expected(batch)
         self.full = len(self._busy) >= self.slots
         loop, returned, resting = self._loop, self._returned, self._returning
 
