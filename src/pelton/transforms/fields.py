@@ -30,10 +30,12 @@ class Prepared(msgspec.Struct):
     """`inputs` in the signature's order, each [rows, ...]; they may be read-only.
 
     `counts`: how many rows each instance became, where that is not one each (windows of sounds).
+    `lengths`: real tokens of each row, where rows are filled up (texts).
     """
 
     inputs: list[Array]
     counts: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] | None = None
 
 
 class Step(Protocol):

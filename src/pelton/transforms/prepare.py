@@ -56,10 +56,12 @@ class Prepare:
         if len(several) > 1:
             raise InvalidInput("the sounds of one call must have equally many windows in every field")
         counts = several.pop() if several else None
+        texts = [part.lengths for part, _ in parts if part.lengths is not None]
+        lengths = texts[0] if len(texts) == 1 and counts is None else None
         for part, slots in parts:
             for slot, array in zip(slots, part.inputs, strict=True):
                 inputs[slot] = array if counts is None or part.counts is not None else np.repeat(array, counts, axis=0)
-        return Prepared(inputs, counts)
+        return Prepared(inputs, counts, lengths)
 
     def _completed(self, fields: Fields) -> Fields:
         """With the optional columns that the caller leaves out."""
@@ -138,9 +140,11 @@ def _step(block: pre.Preprocess, slots: tuple[int, ...], package: Package) -> St
         step = module.Pictures(block, specs[0])
     elif isinstance(block, pre.Audio):
         step = module.Sounds(block, specs[0])
+    elif isinstance(block, pre.Speech):
+        step = module.Speeches(block, specs)
     else:
         step = module.Texts(block, specs, package)
     return step
 
 
-_OWNERS: dict[type, str] = {pre.Image: "image", pre.Audio: "audio", pre.Text: "text"}
+_OWNERS: dict[type, str] = {pre.Image: "image", pre.Audio: "audio", pre.Text: "text", pre.Speech: "speech"}

@@ -24,22 +24,53 @@ class Texts:
     """A compiled text block. `ids`, `mask` and `types` come out in this order, as far as they are declared."""
 
     def __init__(self, block: Text, specs: Sequence[TensorSpec], package: Package) -> None:
-        self.fields = (FieldSpec(block.field, "text", True, f"text of at most {block.max_characters} characters"),)
+        told = f"text of at most {block.max_characters} characters"
+        if block.tokenizer != "bytes":
+            told += ", or its token ids"
+        self.fields = (FieldSpec(block.field, "text", True, told),)
         self.heavy = block.tokenizer != "bytes"
         self._block = block
         _check(block, specs)
         self._dtypes = [spec.type.dtype for spec in specs]
-        self._tokenize = _tokenizer(block, package.path(block.tokenizer)) if self.heavy else _byte_tokens(block)
+        self._vocabulary = 0
+        if self.heavy:
+            self._tokenize, self._vocabulary = _tokenizer(block, package.path(block.tokenizer))
+        else:
+            self._tokenize = _byte_tokens(block)
 
     def __call__(self, fields: Fields) -> Prepared:
         block = self._block
         values = fields[block.field]
         rows = len(values)
-        texts = [self._text(value, place(block.field, row, rows)) for row, value in enumerate(values)]
-        tokens = self._tokenize(texts)
+        tokens = self._tokens(values, [place(block.field, row, rows) for row in range(rows)])
         for row, (ids, _) in enumerate(tokens):
             self._check_count(len(ids), place(block.field, row, rows))
-        return Prepared(self._arrays(tokens))
+        return Prepared(self._arrays(tokens), lengths=tuple([len(ids) for ids, _ in tokens]))
+
+    def _tokens(self, values: Sequence[Any], places: Sequence[str]) -> Sequence[Tokens]:
+        """Texts are tokenized; a list of integers is what a caller has tokenized itself, and is taken as it is."""
+        ready = {row: self._ids(value, places[row]) for row, value in enumerate(values) if self._is_ids(value)}
+        if len(ready) == len(values):
+            return [(ready[row], None) for row in range(len(values))]
+        texts = [self._text(value, places[row]) for row, value in enumerate(values) if row not in ready]
+        found = iter(self._tokenize(texts))
+        if not ready:
+            return list(found)
+        return [(ready[row], None) if row in ready else next(found) for row in range(len(values))]
+
+    def _is_ids(self, value: Any) -> bool:
+        return self.heavy and isinstance(value, list | tuple | np.ndarray) and len(value) > 0
+
+    def _ids(self, value: Any, where: str) -> list[int]:
+        if len(value) > self._block.max_tokens:
+            self._check_count(len(value), where)
+        ids = value.tolist() if isinstance(value, np.ndarray) else list(value)
+        for token in ids:
+            if type(token) is not int or not 0 <= token < self._vocabulary:
+                raise InvalidInput(
+                    f"{where}: {show(token)} is no token id of this model; ids are 0 to {self._vocabulary - 1}"
+                )
+        return ids
 
     def _text(self, value: Any, where: str) -> str:
         limit = self._block.max_characters
@@ -64,7 +95,10 @@ class Texts:
         if not count:
             raise InvalidInput(f"{where}: the text is empty")
         if count > self._block.max_tokens:
-            raise TooLarge(f"{where}: the text has {count} tokens; the model takes at most {self._block.max_tokens}")
+            raise TooLarge(
+                f"{where}: the text has {count} tokens; the model takes at most {self._block.max_tokens}. "
+                "Shorten it, or send it in parts"
+            )
 
     def _arrays(self, tokens: Sequence[Tokens]) -> list[Array]:
         block = self._block
@@ -132,7 +166,8 @@ def _byte_tokens(block: Text) -> Tokenize:
     return tokenize
 
 
-def _tokenizer(block: Text, file: Path) -> Tokenize:
+def _tokenizer(block: Text, file: Path) -> tuple[Tokenize, int]:
+    """What tokenizes, and how many ids there are."""
     try:
         tokenizers = importlib.import_module("tokenizers")
     except ImportError:
@@ -150,4 +185,4 @@ def _tokenizer(block: Text, file: Path) -> Tokenize:
     def tokenize(texts: list[str]) -> list[Tokens]:
         return [(encoding.ids, encoding.type_ids) for encoding in encode(texts)]
 
-    return tokenize
+    return tokenize, tokenizer.get_vocab_size()
