@@ -197,4 +197,6 @@ def _measured_node(node: nodes.Node) -> nodes.Node:
 
 
 def _filter(node: nodes.Node, name: str) -> nodes.Filter:
-    return nodes.Filter(cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno, environment=node.environment)
+    return nodes.Filter(
+        cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno, environment=node.environment
+    )
