@@ -53,6 +53,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_cert: Annotated[str, _about("PEM file with the certificate chain; turns TLS on")] = ""
     tls_key: Annotated[str, _about("PEM file with the private key")] = ""
     trust: Annotated[str, _about("models whose own Python code may run: names with commas, or * for all")] = ""
+    cache: Annotated[
+        str, _about("folder for files that engines derive from models; it may be emptied; empty: cache in the home")
+    ] = ""
     admin_token: Annotated[str, _about("what the admin API asks for; without one it answers this machine only")] = ""
     keep_warm: Annotated[
         float, _about("how long the version that served before stays in memory, so that a rollback is instant", ge=0)
@@ -71,6 +74,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def home_path(self) -> Path:
         return Path(self.home).expanduser()
+
+    @property
+    def cache_path(self) -> Path:
+        """Where derived files are."""
+        return Path(self.cache).expanduser() if self.cache else self.home_path / "cache"
 
     def trusts(self, name: str) -> bool:
         """Whether the Python code of a model may run."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from pelton import errors
-from pelton.records import Record
+from pelton.engine.stream import Stream
+from pelton.records import Record, TokenUsage
 from pelton.types import Batch, Call, Outcome
 
 # Short fixed words: they are metric labels.
@@ -59,8 +60,32 @@ def record_of(model: str, version: str, call: Call, outcome: Outcome, now: float
             now, call.prepared, 0.0, 0.0, now - call.received, 0.0, call.request_id, call.trace, call.route, call.key,
         )  # fmt: skip
     rows, run = call.rows, batch.run_seconds
+    device = run * rows / batch.rows if batch.usage is None else batch.device
     return Record(
         model, version, call.protocol, call.tenant, rows, batch.rows, reason or batch.reason, kind,
-        now, call.prepared, batch.started - call.queued, run, now - call.received, run * rows / batch.rows,
-        call.request_id, call.trace, call.route, call.key,
+        now, call.prepared, batch.started - call.queued, run, now - call.received, device,
+        call.request_id, call.trace, call.route, call.key, batch.usage,
+    )  # fmt: skip
+
+
+def record_of_stream(model: str, version: str, stream: Stream) -> Record:
+    """What is kept of a generation. `run` is its time in the engine, `device` its share of the engine's steps."""
+    generation, receipt, error = stream.generation, stream.generation.receipt, stream.error
+    kind = "" if error is None else error_kind(error)
+    return Record(
+        model, version, generation.protocol, generation.tenant, 1, 1 if stream.begun else 0,
+        error.reason if isinstance(error, errors.Refused) else "", kind,
+        stream.ended, 0.0, receipt.queue, stream.ended - stream.begun if stream.begun else 0.0,
+        stream.ended - generation.received, receipt.device,
+        generation.request_id, generation.trace, generation.route, generation.key, usage_of(stream),
+    )  # fmt: skip
+
+
+def usage_of(stream: Stream) -> TokenUsage:
+    """The tokens of a generation and their times."""
+    receipt = stream.generation.receipt
+    first = stream.first - stream.generation.received if stream.first else 0.0
+    return TokenUsage(
+        receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens, first, receipt.prefill, receipt.decode,
+        stream.finish, receipt.engine,
     )  # fmt: skip

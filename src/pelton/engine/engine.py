@@ -10,11 +10,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from pelton.engine.account import error_kind, record_of, records_of
+from pelton.engine.account import error_kind, record_of, record_of_stream, records_of
+from pelton.engine.generation import Generation
 from pelton.engine.pieces import Pieces
 from pelton.engine.preparation import Preparation, attempt
-from pelton.engine.served import Directory, Served
+from pelton.engine.served import Directory, Pick, Served
+from pelton.engine.stream import Stream
 from pelton.errors import (
     Cancelled,
     Draining,
@@ -30,6 +33,9 @@ from pelton.replicas import Replica, bucket, target_seconds
 from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, Scheduler
 from pelton.transforms import Prepared
 from pelton.types import QUEUED, RUNNING, SETTLED, Batch, Call, Outcome
+
+if TYPE_CHECKING:
+    from pelton.replicas.language import LanguageReplica
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +71,40 @@ class Engine:
             batcher, self._executor, replica.run, partial(self._settle_batch, replica), partial(self._settle, replica)
         )
         served = Served(replica, scheduler, target)
+        self.admit(served, current)
+        return served
+
+    def prepare_language(self, replica: LanguageReplica) -> Served:
+        """A language model with its lane, which takes generations from now on; nobody finds it before `admit`."""
+        from pelton.engine.bounds import Bounds
+        from pelton.engine.lane import Lane
+        from pelton.engine.prompts import Prompts
+
+        bounds = Bounds.of(replica.package.manifest.slo)
+        close = partial(self._close_stream, replica)
+        lane = Lane(replica.name, replica.engine, bounds, self._loop, self.clock, close)
+        prompts = Prompts(replica, lane, partial(self._settle, replica), self.clock)
+        served = Served(replica, prompts, bounds.target)
+        served.varies = True
+        served.language, served.lane = replica.language, lane
+        replica.through(prompts.answer)
+        return served
+
+    def admit(self, served: Served, current: bool = True) -> None:
+        """From now on `served` answers for its name, or, not `current`, for callers that name its version."""
         if current:
             self.directory.put(served)
         else:
             self.directory.add(served)
-        return served
+
+    def choose(self, name: str, version: str = "", key: bytes | None = None) -> Pick:
+        """`resolve`, and where the name has a candidate, the split's choice: its route and key go into the call.
+
+        `key`: what the caller sent to be treated alike every time, or None."""
+        served = self.resolve(name, version)
+        if served.split is not None and not version:
+            return served.split.pick(key)
+        return Pick(served, 0, 0)
 
     def resolve(self, name: str, version: str = "") -> Served:
         """The version that answers for `name`. Raises NotFound, NotReady, or Draining when the process stops."""
@@ -89,6 +124,22 @@ class Engine:
                 self._settle(served.replica, call, error)
         else:
             self._schedule(served, call, returned_after)
+
+    def generate(self, served: Served, generation: Generation) -> None:
+        """Takes a generation on: `generation.done` is called exactly once, perhaps before this returns, unless the
+        caller hangs up. `served` is a language model; for others it is done with Unsupported, and not recorded."""
+        if served.lane is None:
+            generation.done(Unsupported(f"model {served.name!r} is no language model: it makes no text"))
+            return
+        if not generation.part:
+            self.in_flight += 1
+        served.lane.submit(generation)
+
+    def hang_up(self, served: Served, generation: Generation) -> None:
+        """The caller left, or has enough (`generation.satisfied`): it is not told anything from here on, and its place
+        in the engine is free at the next step."""
+        if served.lane is not None:
+            served.lane.hang_up(generation)
 
     def cancel(self, served: Served, call: Call) -> None:
         """The caller left: a queued call gives up its place, a running one is not answered. Its neighbours are."""
@@ -285,6 +336,17 @@ class Engine:
             call.done(call)
         except Exception:
             log.exception("model %s: handing an answer on failed (request %s)", replica.name, call.request_id)
+
+    def _close_stream(self, replica: Replica, stream: Stream) -> None:
+        """A generation's account is closed: its record."""
+        if stream.generation.part:
+            return
+        self.ledger.append(record_of_stream(replica.name, replica.version, stream))
+        self.in_flight -= 1
+        if self._idle is not None:
+            self._tell_idle()
+        if self.ledger.full():
+            self._loop.call_soon(self.ledger.fold)
 
     def _close_account(self, call: Call) -> None:
         """A call ended: its pieces that still wait are dropped, and who waits for the last call is told."""

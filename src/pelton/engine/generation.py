@@ -50,5 +50,6 @@ class Generation:
     trace: str = ""
     route: int = 0
     key: int = 0
+    part: bool = False  # one of several that answer a call together: the record is the call's
     satisfied: bool = False  # a caller that hangs up after a stop string has its answer: no cancellation
     receipt: Receipt = field(default_factory=Receipt)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pelton.scheduling import Scheduler
 from pelton.types import QUEUED, SETTLED, Array, Batch, Call, Outcome
+
+if TYPE_CHECKING:
+    from pelton.engine.prompts import Prompts
 
 BULK = -1  # priority of pieces: a large call yields to small ones
 
@@ -17,7 +21,7 @@ SettleWhole = Callable[[Call, Outcome], None]
 class Pieces:
     """The pieces of one call. The whole is settled once: with all rows in order, or with the first error."""
 
-    def __init__(self, whole: Call, cap: int, scheduler: Scheduler, settle: SettleWhole) -> None:
+    def __init__(self, whole: Call, cap: int, scheduler: Scheduler | Prompts, settle: SettleWhole) -> None:
         self.whole = whole
         self._scheduler = scheduler
         self._settle = settle

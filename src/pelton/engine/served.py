@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pelton.errors import NotFound, NotReady
 from pelton.replicas import Replica
 from pelton.scheduling import Scheduler
 from pelton.types import Call
+
+if TYPE_CHECKING:
+    from pelton.engine.lane import Lane
+    from pelton.engine.prompts import Prompts
+    from pelton.language import Language
+    from pelton.runtimes.language import Facts
 
 
 class Pick(NamedTuple):
@@ -33,9 +39,12 @@ class Mirror(Protocol):
 
 
 class Served:
-    """A version that takes calls: its replica, its lane and its latency target in seconds."""
+    """A version that takes calls: its replica, its lane and its latency target in seconds.
 
-    def __init__(self, replica: Replica, scheduler: Scheduler, target: float) -> None:
+    A language model has a `lane` for its generations, and its `language`; calls of texts go through `scheduler` as
+    those of all other models."""
+
+    def __init__(self, replica: Replica, scheduler: Scheduler | Prompts, target: float) -> None:
         self.replica = replica
         self.scheduler = scheduler
         self.target = target
@@ -44,9 +53,16 @@ class Served:
         self.version = replica.version
         self.short_version = replica.version[:12]  # as people and headers name it
         self.wire_version = self.short_version.encode()
+        self.language: Language | None = None
+        self.lane: Lane | None = None
         self.split: Split | None = None  # set on a deployed version while it has a candidate
         self.mirror: Mirror | None = None  # set on a deployed version while it has a shadow
         self.codecs: dict[Any, Any] = {}  # the protocols' own: each compiled for this version
+
+    @property
+    def engine_facts(self) -> Facts | None:
+        """What the engine of a language model says of itself; it may say something else after a restart."""
+        return self.lane.facts if self.lane is not None else None
 
     def let_go(self) -> None:
         """Nothing is sent here any more. What refers back to this is dropped: the garbage collector, which does not look
@@ -113,8 +129,13 @@ class Directory:
         return list(self._versions.values())
 
     def states(self) -> dict[str, str]:
-        """Names without an answering version, and why."""
-        return dict(self._states)
+        """Names that cannot answer, and why: no version does, or its engine is away."""
+        away = {
+            name: served.lane.away
+            for name, served in self._current.items()
+            if served.lane is not None and served.lane.away
+        }
+        return {**away, **self._states}
 
     def find(self, name: str, version: str) -> Served:
         """Raises NotFound or NotReady, saying what is there. A version may be shortened to a unique prefix."""

@@ -18,9 +18,14 @@ MANIFEST_LIMIT = 4 * 1024 * 1024
 class Slo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The latency target: 99 of 100 answers within `p99_ms` milliseconds, from the first byte read to the reply.
 
-    None: Pelton takes 200 ms, or 4 times the model's own time for one row where that is longer."""
+    None: Pelton takes 200 ms, or 4 times the model's own time for one row where that is longer.
+
+    Of language models: `ttft_ms`, from the first byte read to the first token (None: 10 s), and `tpot_ms`, from one
+    token to the next (None: as many streams run at once as the engine can)."""
 
     p99_ms: float | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
 
 
 class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -124,8 +129,10 @@ def check(manifest: Manifest, folder: Path) -> None:
             raise PackageInvalid(f"{MANIFEST_NAME}: postprocess reads {block.output!r}; outputs are {sorted(outputs)}")
     if manifest.batching.max_rows < 1:
         raise PackageInvalid(f"{MANIFEST_NAME}: batching.max_rows must be at least 1, not {manifest.batching.max_rows}")
-    if manifest.slo.p99_ms is not None and not manifest.slo.p99_ms > 0:
-        raise PackageInvalid(f"{MANIFEST_NAME}: slo.p99_ms must be positive, not {manifest.slo.p99_ms}")
+    for name in ("p99_ms", "ttft_ms", "tpot_ms"):
+        value = getattr(manifest.slo, name)
+        if value is not None and not value > 0:
+            raise PackageInvalid(f"{MANIFEST_NAME}: slo.{name} must be positive, not {value}")
     for name in _files(manifest):
         if not _inside(folder, name).exists():
             raise PackageInvalid(f"{folder}: {MANIFEST_NAME} names {name!r}, which is not there")

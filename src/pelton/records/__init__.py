@@ -2,7 +2,7 @@
 
 from pelton.records.histogram import Histogram
 from pelton.records.ledger import Ledger
-from pelton.records.record import Record
+from pelton.records.record import Record, TokenUsage
 from pelton.records.window import Window, WindowKey
 
-__all__ = ["Histogram", "Ledger", "Record", "Window", "WindowKey"]
+__all__ = ["Histogram", "Ledger", "Record", "TokenUsage", "Window", "WindowKey"]

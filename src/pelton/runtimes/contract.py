@@ -30,10 +30,12 @@ class LoadedModel(Protocol):
 
 
 class RuntimeOptions(msgspec.Struct, frozen=True):
-    """What the server decides for all its models. `threads`: per batch; `trust`: user code and pickles may run."""
+    """What the server decides for all its models. `threads`: per batch; `trust`: user code and pickles may run;
+    `cache`: a folder for files that a runtime derives from a package's (empty: none are kept)."""
 
     threads: int = 1
     trust: bool = False
+    cache: str = ""
 
 
 Loader = Callable[[Package, RuntimeOptions], LoadedModel]

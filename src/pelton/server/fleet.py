@@ -19,6 +19,7 @@ from pelton.errors import NotFound, PackageInvalid, PeltonError
 from pelton.packages import Package
 from pelton.registry import Registry
 from pelton.replicas import Replica
+from pelton.replicas.language import LanguageReplica
 from pelton.runtimes.contract import RuntimeOptions
 from pelton.scheduling import LatencyModel
 from pelton.settings import Settings
@@ -135,39 +136,44 @@ class Fleet:
 
     async def _staged(self, package: Package, word: str) -> Served:
         begin = time.perf_counter()
-        replica, latency, verifying = await self._loop.run_in_executor(self._pool, self._checked, package)
+        replica, verifying = await self._loop.run_in_executor(self._pool, self._read, package)
         directory, name = self._engine.directory, package.name
-        same = [one for one in directory.versions(name) if one.version == package.version]
-        served = self._engine.serve(replica, latency, current=False)
+        if isinstance(replica, LanguageReplica):
+            served = await self._language(replica)
+            same = [one for one in directory.versions(name) if one.version == package.version]
+            self._engine.admit(served, current=False)
+        else:
+            latency = await self._loop.run_in_executor(self._pool, _checked, replica)
+            same = [one for one in directory.versions(name) if one.version == package.version]
+            served = self._engine.serve(replica, latency, current=False)
         for before in same:  # another copy of this version
             if before is directory.current().get(name):
                 self._put(served)
             self.release(before)
         log.info(
-            "model %s:%s %s: loaded in %.2f s (%.3f s to compare its files), one row takes %.2f ms, target %.0f ms, "
-            "batches up to %d rows",
-            package.name, package.version[:12], word, time.perf_counter() - begin, verifying, latency.predict(1) * 1e3,
-            served.target * 1e3, served.scheduler.batcher.cap,
+            "model %s:%s %s: loaded in %.2f s (%.3f s to compare its files), %s",
+            name, package.version[:12], word, time.perf_counter() - begin, verifying, _figures(served),
         )  # fmt: skip
         return served
 
-    def _checked(self, package: Package) -> tuple[Replica, LatencyModel, float]:
-        """In a thread: a replica that has reproduced its golden answers, its measured curve, and the seconds that
-        comparing its files took."""
+    def _read(self, package: Package) -> tuple[Replica, float]:
+        """In a thread: a replica, and the seconds that comparing its files took."""
         begin = time.perf_counter()
         self._verify(package)
         verifying = time.perf_counter() - begin
-        options = RuntimeOptions(self._settings.threads, self._settings.trusts(package.name))
-        replica = replicas.load(package, options, self._engine.clock)
+        cache = str(self._settings.cache_path)
+        options = RuntimeOptions(self._settings.threads, self._settings.trusts(package.name), cache)
+        return replicas.load(package, options, self._engine.clock), verifying
+
+    async def _language(self, replica: LanguageReplica) -> Served:
+        """A language model that has made its first tokens, and its golden answers, through its own lane."""
+        served = self._engine.prepare_language(replica)
         try:
-            replica.check_golden()
-            if package.manifest.example is not None:  # libraries set themselves up at their first picture or text
-                replica.ask({name: [value] for name, value in package.manifest.example.items()})
-            latency = replica.profile()
+            await self._loop.run_in_executor(self._pool, _probed, replica)
         except BaseException:
-            replica.close()
+            await self._loop.run_in_executor(self._pool, replica.close)
             raise
-        return replica, latency, verifying
+        return served
 
     def _verify(self, package: Package) -> None:
         """Compares every file with what the version says, again where one was touched. Raises ArtifactCorrupt."""
@@ -215,6 +221,36 @@ def _marks(folder: Path) -> object:
     """What changes when a file is changed, as far as the file system tells."""
     stats = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
     return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
+
+
+def _checked(replica: Replica) -> LatencyModel:
+    """In a thread: the measured curve of a replica that has reproduced its golden answers."""
+    try:
+        replica.check_golden()
+        example = replica.package.manifest.example
+        if example is not None:  # libraries set themselves up at their first picture or text
+            replica.ask({name: [value] for name, value in example.items()})
+        return replica.profile()
+    except BaseException:
+        replica.close()
+        raise
+
+
+def _probed(replica: LanguageReplica) -> None:
+    """In a thread."""
+    replica.probe()
+    replica.check_golden()
+
+
+def _figures(served: Served) -> str:
+    """What was measured of a version, for the log."""
+    facts = served.engine_facts
+    if facts is None:
+        return (
+            f"one row takes {served.scheduler.batcher.latency.predict(1) * 1e3:.2f} ms, target "
+            f"{served.target * 1e3:.0f} ms, batches up to {served.scheduler.batcher.cap} rows"
+        )
+    return f"engine {facts.engine}: {facts.streams} streams, {facts.context} tokens of context. {facts.why}"
 
 
 def _closed(replica: Replica) -> None:

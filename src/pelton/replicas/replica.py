@@ -1,4 +1,4 @@
-"""A replica: a loaded package, the runtime's model in memory, and the lane that feeds it."""
+"""A loaded model of tensors: what its lane runs, batch by batch."""
 
 from __future__ import annotations
 
