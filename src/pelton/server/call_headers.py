@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import Final
+from typing import Final, Protocol
 
 from pelton.errors import InvalidInput
 from pelton.records.trace_context import valid_traceparent
-from pelton.server.wire.connection import Request
 
 KEY: Final = b"pelton-key"  # calls with the same key go to the same version while a canary runs
 MAX_ID: Final = 128
@@ -16,12 +15,21 @@ ID_PREFIX: Final = f"{os.getpid():x}{int.from_bytes(os.urandom(4)):08x}-"
 ID_NUMBER: Final = itertools.count()
 
 
+class Headers(Protocol):
+    """Where they are read from: a request. `special`: whether any of them may be there at all."""
+
+    special: bool
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header; names are lower case."""
+
+
 def new_id() -> str:
     """A request id, unique in the fleet."""
     return f"{ID_PREFIX}{next(ID_NUMBER):x}"
 
 
-def request_id(request: Request) -> str:
+def request_id(request: Headers) -> str:
     """The client's own id where it sent a usable one, else a new one."""
     if request.special:
         given = request.header(b"x-request-id")
@@ -30,7 +38,7 @@ def request_id(request: Request) -> str:
     return new_id()
 
 
-def timeout_of(request: Request) -> float:
+def timeout_of(request: Headers) -> float:
     """The caller's own deadline in seconds, 0 for none."""
     given = request.header(b"pelton-timeout-ms")
     if given is None:
@@ -44,7 +52,7 @@ def timeout_of(request: Request) -> float:
     return value / 1e3
 
 
-def priority_of(request: Request) -> int:
+def priority_of(request: Headers) -> int:
     """The caller's urgency: larger goes first, 0 is the default."""
     given = request.header(b"pelton-priority")
     if given is None:
@@ -58,7 +66,7 @@ def priority_of(request: Request) -> int:
     return value
 
 
-def trace_of(request: Request) -> str:
+def trace_of(request: Headers) -> str:
     """The W3C trace context's `traceparent`, or nothing where it is absent or malformed."""
     given = request.header(b"traceparent")
     return given.decode("ascii") if given is not None and valid_traceparent(given) else ""

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from pelton.engine import Served
 from pelton.errors import NotFound, PeltonError, Unsupported
+from pelton.server import openai
 from pelton.server.pages import admin, examples
 from pelton.server.pages.answers import JSON, answer, failure, plain_failure
 from pelton.server.pages.cards import read
@@ -46,9 +47,6 @@ def make_app(site: Site) -> App:
         ("/models/{model}/example", pages.example),
         ("/metrics", pages.metrics),
         ("/openapi.json", pages.openapi),
-        ("/v1/models", pages.v1_models),
-        ("/v1/models/{model}", health.model_ready),
-        ("/v1/models/{model}/versions/{version}", health.model_ready),
         ("/v2", pages.server),
         ("/v2/", pages.server),
         ("/v2/health/live", health.live),
@@ -79,6 +77,7 @@ def make_app(site: Site) -> App:
     routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in post]
     routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get]
     routes += admin.routes(site)
+    routes += openai.routes(site)
     app = Starlette(
         routes=routes,
         exception_handlers={PeltonError: _own, HTTPException: _http, Exception: _fault},
@@ -127,11 +126,6 @@ class Pages:
 
     async def server(self, request: Request) -> Response:
         return answer(server_metadata())
-
-    async def v1_models(self, request: Request) -> Response:
-        known = {lane.model for process in await self._site.processes() for lane in process.lanes}
-        known.update(name for name in await self._site.states() if " " not in name)  # "worker 1" is no model
-        return answer({"models": sorted(known)})
 
     async def metadata(self, request: Request) -> Response:
         served = find(self._site, request)

@@ -1,0 +1,268 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from pelton.errors import InvalidInput, PeltonError, Unsupported
+from pelton.language import GrammarSpec, Language, Tokenizer
+from pelton.runtimes.language import Facts
+from pelton.server.openai import asks, errors, messages, output_form, plan, receipts
+from pelton.server.openai.asks import ChatAsk
+from pelton.server.openai.caller import Caller
+from pelton.server.openai.decoding import ask as as_ask
+from pelton.server.openai.endpoint import PROTOCOL, Target, find, in_turn, language_of
+from pelton.server.openai.errors import invalid, unsupported
+from pelton.server.openai.output_form import Form, Tools
+from pelton.server.openai.plan import Plan
+from pelton.server.openai.run import Choice, Logged, Run
+from pelton.server.openai.stream import DONE, HEAD, Application, EventStream, Whole, encode
+from pelton.server.openai.token_logprobs import for_chat
+from pelton.server.site import Site
+
+Json = dict[str, Any]
+
+TEMPLATE_FIELDS: Final = frozenset(("messages", "tools", "add_generation_prompt", "documents"))
+MAX_TEMPLATE_ARGUMENTS: Final = 32
+
+
+@dataclass(slots=True)
+class Chat:
+    """A checked request."""
+
+    ask: ChatAsk
+    caller: Caller
+    target: Target
+    language: Language
+    facts: Facts
+    form: Form
+    tools: Tools
+    ignored: list[str]
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(14)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def logprobs(self) -> int | None:
+        """How many likely tokens beside each token are told; None: no logprobs."""
+        return (self.ask.top_logprobs or 0) if self.ask.logprobs else None
+
+    @property
+    def model(self) -> str:
+        return self.ask.model
+
+
+class ChatRoute:
+    """The endpoint."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def __call__(self, raw: Json, caller: Caller) -> Application:
+        """Raises ApiError, PeltonError."""
+        ask, ignored = as_ask(raw, ChatAsk, asks.CHAT_REFUSED, asks.CHAT_SAID)
+        check(ask, ignored)
+        target = await find(self._site, ask.model, caller.key)
+        language, facts = language_of(target.served)
+        form = output_form.form_of(ask.response_format)
+        tools = output_form.tools_of(ask.tools, ask.tool_choice, ask.parallel_tool_calls)
+        chat = Chat(ask, caller, target, language, facts, form, tools, ignored)
+        made = await planned(chat)
+        return answering(self._site, chat, made)
+
+
+def check(ask: ChatAsk, ignored: list[str]) -> None:
+    """What fields may not say together, and values that are not served. Raises ApiError."""
+    if ask.top_logprobs is not None and not ask.logprobs:
+        raise invalid("Invalid value for 'top_logprobs': it needs 'logprobs' to be true.", "top_logprobs")
+    if ask.stream_options is not None:
+        check_stream_options(ask, ignored)
+    if ask.modalities != ["text"]:
+        raise unsupported("Unsupported value: 'modalities'; this server gives text only.", "modalities")
+    if ask.reasoning_effort not in (None, "none"):
+        raise unsupported(
+            "Unsupported parameter: 'reasoning_effort'. What a model's template takes goes into 'chat_template_kwargs'.",
+            "reasoning_effort",
+        )
+    if ask.verbosity not in (None, "medium"):
+        raise unsupported(
+            "Unsupported parameter: 'verbosity'. Say in a message how long the answer shall be.", "verbosity"
+        )
+    if (
+        not TEMPLATE_FIELDS.isdisjoint(ask.chat_template_kwargs)
+        or len(ask.chat_template_kwargs) > MAX_TEMPLATE_ARGUMENTS
+    ):
+        raise invalid(
+            "Invalid value for 'chat_template_kwargs': it names what Pelton sets itself.", "chat_template_kwargs"
+        )
+
+
+def check_stream_options(ask: asks.SamplingAsk, ignored: list[str]) -> None:
+    """Raises ApiError."""
+    if ask.stream_options is None:
+        return
+    if not ask.stream:
+        raise invalid("Invalid value for 'stream_options': it needs 'stream' to be true.", "stream_options")
+    if ask.stream_options.include_obfuscation:
+        ignored.append("stream_options.include_obfuscation")
+
+
+async def planned(chat: Chat) -> Plan:
+    """What the engine is asked. Raises ApiError, PeltonError."""
+    ask, facts, language = chat.ask, chat.facts, chat.language
+    told = messages.checked(ask.messages)
+    size = sum(len(message["content"].encode("utf-8", "replace")) for message in told)
+    plan.check_text(size, facts.context, "messages")
+    shown = chat.tools.for_template()
+    sampling = plan.sampling(ask, facts, language.card.vocab_size, language.card.defaults)
+    sampling = plan.with_logprobs(sampling, chat.logprobs, facts, "top_logprobs")
+    stops = plan.stops(ask)
+    try:
+        prompt = await in_turn(size, lambda: language.encode_chat(told, shown, **ask.chat_template_kwargs))
+    except (InvalidInput, Unsupported) as error:
+        raise invalid(str(error), "messages") from None
+    limit = ask.max_completion_tokens if ask.max_completion_tokens is not None else ask.max_tokens
+    plan.check_length((prompt,), limit, facts.context, "messages")
+    plan.check_runs(ask.n, "n")
+    return Plan(
+        protocol=PROTOCOL,
+        prompts=(prompt,),
+        context=facts.context,
+        sampling=sampling,
+        stop_tokens=plan.stop_tokens(language, ask.ignore_eos),
+        max_tokens=limit,
+        n=ask.n,
+        stops=stops,
+        grammar=plan.grammar(grammar_of(chat.form), facts, "response_format"),
+        logprobs=chat.logprobs,
+        route=chat.target.route,
+        key=chat.target.key,
+    )
+
+
+def grammar_of(form: Form) -> GrammarSpec | None:
+    if form.kind == "json_schema":
+        return GrammarSpec("json_schema", form.schema)
+    return GrammarSpec("json_object") if form.kind == "json_object" else None
+
+
+def answering(site: Site, chat: Chat, made: Plan) -> Application:
+    """The answer as an application; nothing has begun yet."""
+    served = chat.target.served
+    known = receipts.headers(served, chat.caller, chat.ignored)
+    if chat.ask.stream:
+        stream = EventStream({**HEAD, **known})
+        events = ChatEvents(chat, stream)
+        events.run = stream.work = Run(site.engine, served, chat.language, made, chat.caller, events)
+        return stream
+    whole = Whole(lambda: _whole(chat, run, whole), known)
+    run = whole.work = Run(site.engine, served, chat.language, made, chat.caller, whole)
+    return whole
+
+
+def _whole(chat: Chat, run: Run, whole: Whole) -> Response:
+    body: Json = {
+        "id": chat.id,
+        "object": "chat.completion",
+        "created": chat.created,
+        "model": chat.model,
+        "choices": [_choice(chat, choice, whole) for choice in run.choices],
+        "usage": receipts.usage(run),
+        "service_tier": "default",
+        "system_fingerprint": receipts.fingerprint(run.served),
+    }
+    if chat.caller.receipt:
+        body["receipt"] = receipts.receipt(run)
+    return Response(encode(body), 200, receipts.headers_of(run, chat.ignored), "application/json")
+
+
+def _choice(chat: Chat, choice: Choice, whole: Whole) -> Json:
+    logprobs = None
+    if chat.logprobs is not None:
+        logged = whole.logged.get(choice.index, ())
+        logprobs = {"content": for_chat(chat.language.tokenizer, logged, chat.logprobs), "refusal": None}
+    return {
+        "index": choice.index,
+        "message": {"role": "assistant", "content": whole.text(choice), "refusal": None, "annotations": []},
+        "logprobs": logprobs,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+class ChatEvents:
+    """A streamed answer: chunks are made of what all of them share, and a little of their own."""
+
+    def __init__(self, chat: Chat, stream: EventStream) -> None:
+        self.run: Run | None = None
+        self._chat = chat
+        self._stream = stream
+        self._tokenizer: Tokenizer = chat.language.tokenizer
+        self._begun: set[int] = set()
+        shared: Json = {
+            "id": chat.id,
+            "object": "chat.completion.chunk",
+            "created": chat.created,
+            "model": chat.model,
+            "service_tier": "default",
+            "system_fingerprint": receipts.fingerprint(chat.target.served),
+        }
+        self._shared = shared
+        options = chat.ask.stream_options
+        self._usage = options is not None and options.include_usage
+        self._head = b"data: " + encode(shared)[:-1] + b',"choices":[{"index":'
+        self._tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
+        self._plain_tail = b'},"logprobs":null,"finish_reason":null' + self._tail
+
+    # ---- as a listener
+
+    def piece(self, choice: Choice, text: str, logged: Sequence[Logged]) -> None:
+        self._begin(choice)
+        if not logged:
+            self._stream.push(
+                b'%b%d,"delta":{"content":%b%b' % (self._head, choice.index, encode(text), self._plain_tail)
+            )
+            return
+        count = self._chat.logprobs or 0
+        told = {"content": for_chat(self._tokenizer, logged, count), "refusal": None}
+        self._chunk(choice.index, {"content": text}, told, None)
+
+    def ended(self, choice: Choice) -> None:
+        self._begin(choice)
+        self._chunk(choice.index, {}, None, choice.finish_reason)
+
+    def complete(self) -> None:
+        assert self.run is not None
+        receipt = receipts.receipt(self.run) if self._chat.caller.receipt else None
+        if self._usage or receipt is not None:
+            last: Json = {**self._shared, "choices": [], "usage": receipts.usage(self.run) if self._usage else None}
+            if receipt is not None:
+                last["receipt"] = receipt
+            self._stream.push(b"data: %b\n\n" % encode(last))
+        self._stream.push(DONE)
+        self._stream.close()
+
+    def failed(self, error: PeltonError) -> None:
+        self._stream.fail(error, error_event)
+
+    # ---- chunks
+
+    def _begin(self, choice: Choice) -> None:
+        if choice.index not in self._begun:
+            self._begun.add(choice.index)
+            self._chunk(choice.index, {"role": "assistant", "content": "", "refusal": None}, None, None)
+
+    def _chunk(self, index: int, delta: Json, logprobs: Json | None, finish_reason: str | None) -> None:
+        rest = b'%d,"delta":%b,"logprobs":%b,"finish_reason":%b' % (
+            index, encode(delta), encode(logprobs), encode(finish_reason),
+        )  # fmt: skip
+        self._stream.push(self._head + rest + self._tail)
+
+
+def error_event(error: errors.ApiError) -> bytes:
+    """The last event of a stream that broke off."""
+    return b"event: error\ndata: %b\n\n" % error.body()

@@ -1,0 +1,118 @@
+"""Chat messages of a request, checked, in the form that chat templates take."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from pelton.server.openai.decoding import unknown_field
+from pelton.server.openai.errors import ApiError, invalid, unsupported
+
+Json = dict[str, Any]
+
+# role -> fields that it may have beside "role" and "content"
+ROLES: Final = {
+    "system": ("name",),
+    "developer": ("name",),
+    "user": ("name",),
+    "assistant": ("name", "tool_calls", "refusal", "audio", "function_call", "annotations", "reasoning_content"),
+    "tool": ("tool_call_id", "name"),
+}
+EMPTY_ONLY: Final = ("audio", "function_call", "annotations")  # come back from clients that resend what they got
+PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+OTHER_PARTS: Final = ("image_url", "input_audio", "file", "input_image", "input_file", "video_url", "audio_url")
+TOOL_NAME: Final = re.compile(r"[a-zA-Z0-9_.\-]{1,128}")
+MAX_CALLS: Final = 128
+
+
+def checked(messages: list[Json], at: str = "messages") -> list[Json]:
+    """Every message with its content as text; fields that are not set are left out. Raises ApiError."""
+    return [_message(message, f"{at}[{index}]") for index, message in enumerate(messages)]
+
+
+def text_of(content: Any, at: str) -> str:
+    """The text of a message: a string, or parts that are text. Raises ApiError."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise invalid(f"Invalid type for '{at}': expected a string or an array of parts.", at, "invalid_type")
+    return "\n".join(_part(part, f"{at}[{index}]") for index, part in enumerate(content))
+
+
+def _message(message: Json, at: str) -> Json:
+    role = message.get("role")
+    if role == "function":
+        raise unsupported(f"Unsupported value: '{at}.role'. Use 'tool' instead of 'function'.", f"{at}.role")
+    if not isinstance(role, str) or role not in ROLES:
+        known = ", ".join(f"'{name}'" for name in ROLES)
+        raise invalid(f"Invalid value for '{at}.role': supported values are {known}.", f"{at}.role")
+    fields = {name: value for name, value in message.items() if value is not None}
+    for name, value in fields.items():
+        if name not in ("role", "content", *ROLES[role]):
+            raise unknown_field(name, ("content", *ROLES[role]), at)
+        if name in EMPTY_ONLY and value not in ({}, []):
+            raise unsupported(f"Unsupported parameter: '{at}.{name}'. This server takes text and tools only.", at)
+    content = fields.get("content")
+    said = text_of(content, f"{at}.content") if content is not None else ""
+    made: Json = {"role": role, "content": said}
+    for name in ("name", "reasoning_content"):
+        if name in fields:
+            made[name] = _string(fields[name], f"{at}.{name}")
+    if role == "tool":
+        made["tool_call_id"] = _string(fields.get("tool_call_id"), f"{at}.tool_call_id")
+    if role == "assistant":
+        _of_assistant(made, fields, at)
+    elif content is None:
+        raise ApiError(f"Missing required parameter: '{at}.content'.", f"{at}.content", "missing_required_parameter")
+    return made
+
+
+def _of_assistant(made: Json, fields: Json, at: str) -> None:
+    calls = fields.get("tool_calls")
+    if "refusal" in fields and not made["content"]:
+        made["content"] = _string(fields["refusal"], f"{at}.refusal")
+    if calls is not None:
+        if not isinstance(calls, list) or len(calls) > MAX_CALLS:
+            raise invalid(f"Invalid type for '{at}.tool_calls': expected an array of at most {MAX_CALLS}.", at)
+        if calls:
+            made["tool_calls"] = [_call(call, f"{at}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    if "content" not in fields and "refusal" not in fields and not made.get("tool_calls"):
+        raise invalid(f"Invalid value for '{at}': an assistant's message has 'content' or 'tool_calls'.", at)
+
+
+def _call(call: Any, at: str) -> Json:
+    if not isinstance(call, dict) or call.get("type", "function") != "function":
+        raise invalid(f"Invalid value for '{at}': expected a call of a function.", at)
+    function = call.get("function")
+    if not isinstance(function, dict):
+        raise ApiError(f"Missing required parameter: '{at}.function'.", f"{at}.function", "missing_required_parameter")
+    name = tool_name(function.get("name"), f"{at}.function.name")
+    arguments = _string(function.get("arguments"), f"{at}.function.arguments").strip() or "{}"
+    made: Json = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    if call.get("id") is not None:
+        made["id"] = _string(call["id"], f"{at}.id")
+    return made
+
+
+def tool_name(name: Any, at: str) -> str:
+    """Raises ApiError."""
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
+        raise invalid(f"Invalid value for '{at}': expected 1 to 128 letters, digits, '_', '-' or '.'.", at)
+    return name
+
+
+def _part(part: Any, at: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in OTHER_PARTS:
+        raise unsupported(f"Unsupported value: '{at}.type' is {kind!r}; this model reads text only.", f"{at}.type")
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise invalid(f"Invalid value for '{at}.type': supported values are 'text'.", f"{at}.type")
+    return _string(part.get(PARTS[kind]), f"{at}.{PARTS[kind]}")
+
+
+def _string(value: Any, at: str) -> str:
+    if value is None:
+        raise ApiError(f"Missing required parameter: '{at}'.", at, "missing_required_parameter")
+    if not isinstance(value, str):
+        raise invalid(f"Invalid type for '{at}': expected a string.", at, "invalid_type")
+    return value

@@ -1,0 +1,185 @@
+"""What an output must look like: `response_format`, `tools` and `tool_choice`, checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from pelton.server.openai.decoding import convert, unknown_field
+from pelton.server.openai.errors import ApiError, invalid, unsupported
+
+Json = dict[str, Any]
+
+SCHEMA_LIMIT: Final = 256 * 1024  # bytes of one JSON schema
+TOOLS_LIMIT: Final = 1024 * 1024
+FORMAT_NAME: Final = re.compile(r"[a-zA-Z0-9_\-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """`kind` is "text", "json_object" or "json_schema"; `schema` is JSON."""
+
+    kind: str = "text"
+    schema: str = ""
+    name: str = ""
+    strict: bool | None = None
+
+
+TEXT: Final = Form()
+
+
+class Function(msgspec.Struct, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.\-]{1,64}$")]
+    description: str = ""
+    parameters: Json | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, forbid_unknown_fields=True):
+    type: str
+    function: Function
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools of a request. `choice`: "auto", "required", or the name of a tool behind "!"; without tools "none"."""
+
+    functions: tuple[Function, ...] = ()
+    choice: str = "none"
+    parallel: bool = True
+
+    @property
+    def forced(self) -> str | None:
+        """The one tool that must be called."""
+        return self.choice[1:] if self.choice.startswith("!") else None
+
+    def for_template(self) -> list[Json] | None:
+        """As chat templates take them; None: there are none."""
+        if not self.functions:
+            return None
+        return [{"type": "function", "function": _plain(function)} for function in self.functions]
+
+
+NO_TOOLS: Final = Tools()
+
+
+def form_of(value: Json | None, at: str = "response_format") -> Form:
+    """`response_format`. Raises ApiError."""
+    if value is None:
+        return TEXT
+    kind = value.get("type")
+    if kind == "json_schema":
+        inner = value.get("json_schema")
+        if not isinstance(inner, dict):
+            raise ApiError(
+                f"Missing required parameter: '{at}.json_schema'.", f"{at}.json_schema", "missing_required_parameter"
+            )
+        _only(value, ("type", "json_schema"), at)
+        return schema_form(inner, f"{at}.json_schema")
+    if kind not in ("text", "json_object"):
+        raise invalid(
+            f"Invalid value for '{at}.type': supported values are 'text', 'json_object' and 'json_schema'.",
+            f"{at}.type",
+        )
+    _only(value, ("type",), at)
+    return Form(kind)
+
+
+def schema_form(inner: Json, at: str) -> Form:
+    """A named JSON schema. Raises ApiError."""
+    _only(inner, ("name", "description", "schema", "strict", "type"), at)
+    name, schema, strict = inner.get("name"), inner.get("schema"), inner.get("strict")
+    if not isinstance(name, str) or not FORMAT_NAME.fullmatch(name):
+        raise invalid(f"Invalid value for '{at}.name': expected 1 to 64 letters, digits, '_' or '-'.", f"{at}.name")
+    if strict is not None and not isinstance(strict, bool):
+        raise invalid(f"Invalid type for '{at}.strict': expected a boolean.", f"{at}.strict", "invalid_type")
+    if schema is None:
+        return Form("json_object", "", name, strict)
+    if not isinstance(schema, dict):
+        raise invalid(f"Invalid type for '{at}.schema': expected an object.", f"{at}.schema", "invalid_type")
+    return Form("json_schema", _encoded(schema, SCHEMA_LIMIT, f"{at}.schema"), name, strict)
+
+
+def tools_of(tools: list[Json], choice: Any, parallel: bool) -> Tools:
+    """`tools`, `tool_choice` and `parallel_tool_calls`. Raises ApiError."""
+    functions: list[Function] = []
+    for index, raw in enumerate(tools):
+        at = f"tools[{index}]"
+        if raw.get("type") != "function":
+            raise unsupported(
+                f"Unsupported value: '{at}.type' is {str(raw.get('type'))[:60]!r}; tools are functions here.", at
+            )
+        functions.append(convert(_without_nulls(raw), Tool, at).function)
+    if functions:
+        _encoded(tools, TOOLS_LIMIT, "tools")
+    names = [function.name for function in functions]
+    if len(set(names)) != len(names):
+        raise invalid("Invalid value for 'tools': two of them have the same name.", "tools")
+    return Tools(tuple(functions), _choice(choice, names), parallel)
+
+
+def _choice(choice: Any, names: list[str]) -> str:
+    if choice is None or choice == "auto":
+        return "auto" if names else "none"
+    if choice == "none":
+        return "none"
+    if choice == "required" and names:
+        return "required"
+    named = _named(choice)
+    if named is not None and named in names:
+        return f"!{named}"
+    if named is not None or choice == "required":
+        what = f"the tool {named!r} is not" if named is not None else "there is none"
+        raise invalid(f"Invalid value for 'tool_choice': {what} in 'tools'.", "tool_choice")
+    if isinstance(choice, dict) and choice.get("type") in ("allowed_tools", "custom"):
+        raise unsupported("Unsupported value: 'tool_choice.type'; name a function.", "tool_choice")
+    raise invalid(
+        "Invalid value for 'tool_choice': supported values are 'none', 'auto', 'required' and a named function.",
+        "tool_choice",
+    )
+
+
+def _named(choice: Any) -> str | None:
+    """The function that is chosen: `{"type": "function", "function": {"name"}}`, or flat, as /v1/responses has it."""
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        return None
+    inner = choice.get("function", choice)
+    name = inner.get("name") if isinstance(inner, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _only(value: Json, known: tuple[str, ...], at: str) -> None:
+    for name, field in value.items():
+        if name not in known and field is not None:
+            raise unknown_field(name, known, at)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A tool without the nulls that say "not set"; its parameters are left as they are."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_nulls(field) if name == "function" else field
+        for name, field in value.items()
+        if field is not None
+    }
+
+
+def _plain(function: Function) -> Json:
+    made: Json = {"name": function.name, "description": function.description}
+    made["parameters"] = function.parameters or {"type": "object", "properties": {}}
+    return made
+
+
+def _encoded(value: Any, limit: int, at: str) -> str:
+    try:
+        text = msgspec.json.encode(value)
+    except (RecursionError, ValueError):
+        raise invalid(f"Invalid value for '{at}': it is nested too deeply.", at) from None
+    if len(text) > limit:
+        raise invalid(f"Invalid value for '{at}': it has {len(text)} bytes; {limit} are taken.", at)
+    return text.decode()
