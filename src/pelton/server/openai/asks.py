@@ -70,7 +70,7 @@ class ChatAsk(SamplingAsk, kw_only=True, forbid_unknown_fields=True):
     tools: Annotated[list[dict[str, Any]], Meta(max_length=128)] = []
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
-    modalities: list[str] = ["text"]
+    modalities: tuple[str, ...] = ("text",)
     reasoning_effort: str | None = None
     verbosity: str | None = None
     chat_template_kwargs: dict[str, Any] = {}

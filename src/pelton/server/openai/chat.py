@@ -82,7 +82,7 @@ def check(ask: ChatAsk, ignored: list[str]) -> None:
         raise invalid("Invalid value for 'top_logprobs': it needs 'logprobs' to be true.", "top_logprobs")
     if ask.stream_options is not None:
         check_stream_options(ask, ignored)
-    if ask.modalities != ["text"]:
+    if ask.modalities != ("text",):
         raise unsupported("Unsupported value: 'modalities'; this server gives text only.", "modalities")
     if ask.reasoning_effort not in (None, "none"):
         raise unsupported(
