@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from pelton.runtimes.lm import reference
 from pelton.runtimes.lm.attention import Batch, FlashAttention, flash_available
-from pelton.runtimes.lm.kernels import decode_attention, elementwise, prefill_attention, thin_linear
+from pelton.runtimes.lm.kernels import decode_attention, elementwise, float8_linear, prefill_attention, thin_linear
+from pelton.runtimes.lm.product import finished
 
 BANDWIDTH = 4.3e12  # bytes/s, measured device-to-device copy of this chip
 
@@ -126,10 +127,12 @@ def decode_section(flash: bool) -> None:
     ]
     decode_variants(256, 16, 64, torch.bfloat16, grid, flash)
     few = [s for s in grid if s.tile == 64]
+    float8 = [shape(64, 4, stages, programs) for stages, programs in itertools.product((2, 3, 5, 6), (528, 1056))]
     decode_variants(256, 32, 64, torch.bfloat16, few, flash)
     decode_variants(64, 16, 64, torch.bfloat16, few, flash)
     decode_variants(1, 32, 64, torch.bfloat16, few, flash)
-    decode_variants(256, 32, 64, reference.FP8, few, False)
+    decode_variants(256, 32, 64, reference.FP8, float8, False)
+    decode_variants(64, 32, 64, reference.FP8, float8, False)
     if flash:
         decode_variants(256, 16, 128, torch.bfloat16, [shape(128, 4, 3, 2112), shape(64, 4, 3, 2112)], flash)
         decode_variants(256, 16, 256, torch.bfloat16, [shape(64, 4, 3, 2112)], flash)
@@ -137,8 +140,8 @@ def decode_section(flash: bool) -> None:
 
 def decode_order_section() -> None:
     """What the order of the rows is worth, and how float8 fares."""
-    shapes = [decode_attention.DecodeShape(64, warps, stages) for warps, stages in itertools.product((2, 4), (3, 4, 5))]
-    for dtype in (torch.bfloat16, reference.FP8):
+    for dtype, warps in ((torch.bfloat16, (2, 4)), (reference.FP8, (4,))):
+        shapes = [decode_attention.DecodeShape(64, w, stages) for w, stages in itertools.product(warps, (3, 4, 5))]
         for in_order in (False, True):
             decode_variants(256, 32, 64, dtype, shapes, False, in_order)
 
@@ -167,28 +170,36 @@ def linear_section() -> None:
                     )
                 )
         show(f"thin linear {outs} x {size}", results, 7)
-        w8 = [reference.quantize_rows(w) for w in weights[:4]]
-        turn8 = itertools.cycle([(w, s.T.contiguous()) for w, s in w8])
-        results = []
-        for rows in (1, 16, 64, 256, 4096):
-            x = torch.randn(rows, size, device="cuda", dtype=torch.bfloat16)
-            x8, xs = reference.quantize_rows(x)
+        float8_products(weights[:4])
 
-            def scaled(x8: torch.Tensor = x8, xs: torch.Tensor = xs) -> None:
-                w, s = next(turn8)
-                torch._scaled_mm(x8, w.t(), xs, s, out_dtype=torch.bfloat16, use_fast_accum=True)
 
-            def thin8(x8: torch.Tensor = x8, xs: torch.Tensor = xs) -> None:
-                w, s = next(turn8)
-                thin_linear.thin_linear(x8, w, None, thin_linear.ThinShape(), xs, s, torch.bfloat16)
+def float8_products(weights: list[torch.Tensor]) -> None:
+    """Every way to multiply float8 for several counts of rows: ours, the library with scales and without."""
+    outs, size = weights[0].shape
+    quantized = [reference.quantize_rows(w) for w in weights]
+    turn = itertools.cycle([(w, s.T.contiguous()) for w, s in quantized])
+    one = torch.ones((), device="cuda")
+    results = []
+    for rows in (1, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 4096):
+        x8, xs = reference.quantize_rows(torch.randn(rows, size, device="cuda", dtype=torch.bfloat16))
 
-            flops = 2.0 * rows * outs * size
-            if rows > 1:
-                results.append(guarded(f"rows {rows} bf16 library", lambda x=x: F.linear(x, next(turn)), flops, "F"))
-            results.append(guarded(f"rows {rows} fp8 scaled_mm rowwise", scaled, flops, "F"))
-            if rows <= 16:
-                results.append(guarded(f"rows {rows} fp8 thin", thin8, flops, "F"))
-        show(f"fp8 linear {outs} x {size}", results, 16)
+        def scaled(x8: torch.Tensor = x8, xs: torch.Tensor = xs) -> None:
+            w, s = next(turn)
+            torch._scaled_mm(x8, w.t(), xs, s, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+        def unscaled(x8: torch.Tensor = x8) -> None:
+            torch._scaled_mm(x8, next(turn)[0].t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+        def ours(x8: torch.Tensor = x8, xs: torch.Tensor = xs) -> None:
+            shape = float8_linear.Float8Shape(stages=6 if len(x8) <= 32 else 4)
+            float8_linear.float8_linear((x8, xs), next(turn), None, torch.bfloat16, shape)
+
+        flops = 2.0 * rows * outs * size
+        results.append(guarded(f"rows {rows} library, scales of rows", scaled, flops, "F"))
+        results.append(guarded(f"rows {rows} library, no scales", unscaled, flops, "F"))
+        if rows <= float8_linear.MAX_ROWS:
+            results.append(guarded(f"rows {rows} ours", ours, flops, "F"))
+    show(f"float8 linear {outs} x {size}", results, 32)
 
 
 def small_section() -> None:
@@ -204,12 +215,12 @@ def small_section() -> None:
             norm = torch.ones(128, device="cuda")
             name = f"rows {rows} hidden {hidden}"
             for label, work in (
-                ("add+norm", lambda: elementwise.rms_norm(x, weight, 1e-6, residual)),
-                ("add+norm fp8", lambda: elementwise.rms_norm(x, weight, 1e-6, residual, True)),
-                ("gated", lambda: elementwise.gated(both, False)),
-                ("gated fp8", lambda: elementwise.gated(both, False, True)),
+                ("add+norm", lambda: elementwise.rms_norm(finished(x), weight, 1e-6, residual)),
+                ("add+norm fp8", lambda: elementwise.rms_norm(finished(x), weight, 1e-6, residual, True)),
+                ("gated", lambda: elementwise.gated(finished(both), False)),
+                ("gated fp8", lambda: elementwise.gated(finished(both), False, True)),
                 ("rope+store", lambda: elementwise.rope_and_store(
-                    qkv, case.caches[0], (norm, norm), (cos, cos), case.table, case.slots, case.positions, heads, 1e-6)),
+                    finished(qkv), case.caches[0], (norm, norm), (cos, cos), case.table, case.slots, case.positions, heads, 1e-6)),
             ):  # fmt: skip
                 results.append(guarded(f"{name} {label}", work, 1.0, "F"))
         logits = torch.randn(rows, 151936, device="cuda", dtype=torch.bfloat16)

@@ -184,7 +184,6 @@ def step_time(engine: LmEngine, rows: int, context: int = 1000) -> float:
 def tune(engine: LmEngine, label: str) -> None:
     """Step time under each switch; the choice that is kept is the fastest."""
     from pelton.runtimes.lm.kernels.decode_attention import DecodeShape
-    from pelton.runtimes.lm.kernels.thin_linear import ThinShape
 
     ops, attention = engine.model.ops, engine.model.attention
     own = getattr(attention, "own", attention)
@@ -197,18 +196,18 @@ def tune(engine: LmEngine, label: str) -> None:
         print(f"   {label} {name:52s}", *found, flush=True)
 
     line("as it is", (1, 4, 16, 32, 64, 128, 256))
-    wide = ops.wide_shape
-    for shape in (
-        ThinShape(64, 256, 4, 4, native=True), ThinShape(64, 128, 4, 8, native=True), ThinShape(32, 256, 4, 6, native=True),
-        ThinShape(64, 256, 8, 4, native=True), ThinShape(64, 256, 4, 5, ahead=0, native=True),
-        ThinShape(64, 128, 4, 6, ahead=0, native=True), ThinShape(128, 128, 8, 5, ahead=0, native=True),
-    ) if engine.options.fp8_weights else ():  # fmt: skip
-        ops.wide_shape = shape
-        line("wide " + str(shape), (32, 64))
-    ops.wide_shape = wide
-    shape_kept = own.decode_shape
-    for decode in (DecodeShape(64, 2, 4), DecodeShape(64, 4, 5), DecodeShape(64, 1, 7), DecodeShape(32, 1, 6)):
-        own.decode_shape = decode
+    if engine.options.fp8_weights:
+        kept = ops.float8_rows
+        for ops.float8_rows in (0, 16, 32):
+            line(f"our products to {ops.float8_rows} rows, then the library's", (16, 32, 64))
+        ops.float8_rows = kept
+    float8 = engine.options.fp8_kv
+    field = "decode_shape_float8" if float8 else "decode_shape"
+    kept_shape = getattr(own, field)
+    few = (DecodeShape(64, 4, 3), DecodeShape(64, 4, 5, 1056), DecodeShape(64, 4, 6))
+    many = (DecodeShape(64, 2, 4), DecodeShape(64, 4, 5), DecodeShape(64, 1, 7), DecodeShape(32, 1, 6))
+    for decode in few if float8 else many:
+        setattr(own, field, decode)
         line(str(decode), (1, 64, 256))
-    own.decode_shape = shape_kept
+    setattr(own, field, kept_shape)
     engine.runner.capture(engine.runner.frames(engine.options.token_budget))

@@ -53,7 +53,8 @@ class Attention(Protocol):
     def __call__(
         self, q: torch.Tensor, cache: torch.Tensor, batch: Batch, table: torch.Tensor, scale: float, window: int
     ) -> torch.Tensor:
-        """q [tokens, heads, dim]; cache [2, blocks, kv_heads, block, dim]. Returns [tokens, heads, dim]."""
+        """q [tokens, heads, dim]; cache [2, blocks, kv_heads, block, dim] (float8: values transposed, see
+        `reference.values_of`). Returns [tokens, heads, dim]."""
         ...
 
 
@@ -88,6 +89,7 @@ class TritonAttention:
 
         self._decode, self._prefill = decode_attention, prefill_attention
         self.decode_shape = decode_attention.DecodeShape()
+        self.decode_shape_float8 = decode_attention.FLOAT8_SHAPE
         self.prefill_shape = prefill_attention.PrefillShape()
 
     @property
@@ -120,8 +122,9 @@ class TritonAttention:
         window: int,
     ) -> None:
         d = batch.decodes
+        shape = self.decode_shape_float8 if cache.dtype == reference.FP8 else self.decode_shape
         self._decode.decode_attention(
-            q[:d], out[:d], cache, table, batch.slots[:d], batch.positions[:d], scale, window, self.decode_shape
+            q[:d], out[:d], cache, table, batch.slots[:d], batch.positions[:d], scale, window, shape
         )
 
 

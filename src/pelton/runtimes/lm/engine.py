@@ -192,6 +192,8 @@ def _memory(model: Model, options: EngineOptions, max_length: int, kv_dtype: tor
     """How many KV blocks there is room for, so that no later step can run out of memory."""
     device = model.weights.embedding.device
     size = options.block_size or (64 if device.type == "cuda" else 16)
+    if device.type == "cuda" and kv_dtype == FP8 and size < 32:
+        raise ValueError(f"a float8 KV cache needs blocks of at least 32 tokens on CUDA, not {size}")
     blocks = options.kv_blocks
     if not blocks and device.type == "cuda":
         peak = _peak_memory(model, options, max_length, size, kv_dtype)

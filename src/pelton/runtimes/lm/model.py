@@ -15,6 +15,7 @@ from pelton.runtimes.lm.attention import Attention, Batch
 from pelton.runtimes.lm.config import ModelConfig, Rope
 from pelton.runtimes.lm.ops import Linear, Norms, Ops, Quantized
 from pelton.runtimes.lm.parallel import Ranks
+from pelton.runtimes.lm.product import Product, finished
 
 
 @dataclass(slots=True)
@@ -95,26 +96,27 @@ class Model:
         self.attention.prepare(batch, table)
         residual = ops.embed(weights.embedding, batch.ids, batch.slots, last, config.embed_scale)
         first = weights.layers[0]
-        x = ops.norm(residual, first.attention_norm, config.norm_eps, None, first.qkv.fp8)
+        x = ops.norm(finished(residual), first.attention_norm, config.norm_eps, None, first.qkv.fp8)
         for index, layer in enumerate(weights.layers):
             out = self._attend(x, index, layer, batch, cache[index], table)
             if layer.after_attention_norm is not None:
-                out = ops.norm(out, layer.after_attention_norm, config.norm_eps, None, False).values
+                out = finished(ops.norm(out, layer.after_attention_norm, config.norm_eps, None, False).values)
             x = ops.norm(out, layer.mlp_norm, config.norm_eps, residual, layer.gate_up.fp8)
             out = self._mlp(x, layer)
             if layer.after_mlp_norm is not None:
-                out = ops.norm(out, layer.after_mlp_norm, config.norm_eps, None, False).values
+                out = finished(ops.norm(out, layer.after_mlp_norm, config.norm_eps, None, False).values)
             if index + 1 < config.layers:
                 following = weights.layers[index + 1]
                 x = ops.norm(out, following.attention_norm, config.norm_eps, residual, following.qkv.fp8)
         if batch.logit_rows is not None:
-            out, residual = out.index_select(0, batch.logit_rows), residual.index_select(0, batch.logit_rows)
+            out, residual = out.select(batch.logit_rows), residual.index_select(0, batch.logit_rows)
         x = ops.norm(out, weights.final_norm, config.norm_eps, residual, weights.head.fp8)
-        return self.ranks.gather(ops.linear(x, weights.head, self.dtype))[:, : config.vocab]
+        logits = ops.linear(x, weights.head, self.dtype, whole=True).values
+        return self.ranks.gather(logits)[:, : config.vocab]
 
     def _attend(
         self, x: Quantized, index: int, layer: Layer, batch: Batch, cache: torch.Tensor, table: torch.Tensor
-    ) -> torch.Tensor:
+    ) -> Product:
         config = self.config
         window = config.window(index)
         q = self.ops.rope_and_store(
@@ -130,9 +132,15 @@ class Model:
         )
         out = self.attention(q, cache, batch, table, config.scale, window).flatten(1)
         mixed = self.ops.quantize(out) if layer.out.fp8 else Quantized(out)
-        return self.ranks.sum(self.ops.linear(mixed, layer.out, self.dtype))
+        return self._summed(mixed, layer.out)
 
-    def _mlp(self, x: Quantized, layer: Layer) -> torch.Tensor:
+    def _mlp(self, x: Quantized, layer: Layer) -> Product:
         gelu = self.config.gated == "gelu_tanh"
         inner = self.ops.gated(self.ops.linear(x, layer.gate_up, self.dtype), gelu, layer.down.fp8)
-        return self.ranks.sum(self.ops.linear(inner, layer.down, self.dtype))
+        return self._summed(inner, layer.down)
+
+    def _summed(self, x: Quantized, linear: Linear) -> Product:
+        """A product whose inner dimension is divided among the processes."""
+        if self.ranks.size == 1:
+            return self.ops.linear(x, linear, self.dtype)
+        return finished(self.ranks.sum(self.ops.linear(x, linear, self.dtype, whole=True).values))

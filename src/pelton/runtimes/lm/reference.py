@@ -40,6 +40,18 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
+def values_of(cache: torch.Tensor) -> torch.Tensor:
+    """The values [blocks, kv_heads, block, dim] of one layer's cache, as a view.
+
+    A float8 cache holds the values of a block and head as [dim, block]: Hopper's matrix unit multiplies float8 only
+    as it lies, and attention sums values over tokens.
+    """
+    if cache.dtype != FP8:
+        return cache[1]
+    _, blocks, kv_heads, block, dim = cache.shape
+    return cache[1].view(blocks, kv_heads, dim, block).transpose(-1, -2)
+
+
 def rope_and_store(
     qkv: torch.Tensor,
     cache: torch.Tensor,
@@ -63,10 +75,10 @@ def rope_and_store(
     live = positions >= 0
     blocks = table[slots.long(), at // block].long()[live]
     where = (at % block)[live]
-    for index, new in enumerate((k, v)):
+    for target, new in ((cache[0], k), (values_of(cache), v)):
         if cache.dtype == FP8:
             new = new.clamp(-FP8_MAX, FP8_MAX)
-        cache[index, blocks, :, where] = new[live].to(cache.dtype)
+        target[blocks, :, where] = new[live].to(cache.dtype)
     return q.to(qkv.dtype)
 
 
@@ -76,8 +88,10 @@ def gather_kv(
     """The first `length` keys and values of one slot, [kv_heads, length, dim] each."""
     block = cache.shape[3]
     blocks = table[slot, : -(-length // block)].long()
-    kv = cache[:, blocks].to(dtype).transpose(2, 3).flatten(1, 2)[:, :length]
-    return kv[0].transpose(0, 1), kv[1].transpose(0, 1)
+    keys, values = (
+        kv[blocks].to(dtype).transpose(0, 1).flatten(1, 2)[:, :length] for kv in (cache[0], values_of(cache))
+    )
+    return keys, values
 
 
 def attend(

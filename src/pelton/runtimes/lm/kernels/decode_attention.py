@@ -2,7 +2,8 @@
 
 Memory bound: each key and value is read once, so the speed is that of the memory if enough loads are in flight.
 The query heads that share a KV head are one tile (padded to 16 rows for the matrix unit). A row's keys are cut
-into SPLITS equal parts so that few or uneven rows still fill the chip; a second kernel combines the parts.
+into SPLITS equal parts so that few or uneven rows still fill the chip; a second kernel combines the parts. A float8
+cache has a kernel of its own (`decode_float8`).
 """
 
 # Triton is untyped; its convention is capital names for compile-time arguments.
@@ -18,6 +19,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from pelton.runtimes.lm.kernels.decode_float8 import decode_part_float8
 from pelton.runtimes.lm.kernels.launch import chained
 
 
@@ -48,8 +50,6 @@ def _decode_part(
     dims = tl.arange(0, DIM)
     q_at = row * q_stride + (kv_head * GROUP + heads)[:, None] * DIM + dims[None, :]
     q = tl.load(q_ptr + q_at, mask=heads[:, None] < GROUP, other=0.0)
-    if cache_ptr.dtype.element_ty == tl.float8e4nv:
-        q = q.to(tl.float16)  # e4m3 converts to fp16 exactly, and in one instruction
     factor = scale * 1.4426950408889634  # exp2 instead of exp
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -66,12 +66,12 @@ def _decode_part(
         seen = at + lanes < high
         if WINDOW > 0:
             seen = seen & (at + lanes >= keys - WINDOW)
-        scores = tl.where(seen[None, :], tl.dot(q, k.to(q.dtype)), -1.0e30)
+        scores = tl.where(seen[None, :], tl.dot(q, k), -1.0e30)
         peak = tl.maximum(best, tl.max(scores, 1))
         fade = tl.exp2((best - peak) * factor)
         weights = tl.exp2(scores * factor - (peak * factor)[:, None])
         total = total * fade + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * fade[:, None])
+        acc = tl.dot(weights.to(q.dtype), v, acc * fade[:, None])
         best = peak
 
     live = heads < GROUP
@@ -125,6 +125,9 @@ class DecodeShape:
         return 1 << min(wanted - 1, self.max_splits - 1).bit_length() if wanted > 1 else 1
 
 
+FLOAT8_SHAPE = DecodeShape(tile=64, warps=4, stages=5)
+
+
 def decode_attention(
     q: torch.Tensor,
     out: torch.Tensor,
@@ -138,20 +141,23 @@ def decode_attention(
 ) -> None:
     """Attend from one token per row, into `out`.
 
-    q, out [rows, heads, dim]; cache [2, blocks, kv_heads, block, dim] of one layer; table [slots, blocks per slot]
-    int32; slots [rows] and positions [rows] int32 (position -1: the row is padding, its output is 0). Memory of
-    the cache that was never written must be finite (zeros).
+    q, out [rows, heads, dim]; cache [2, blocks, kv_heads, block, dim] of one layer (float8: values transposed, as
+    `reference.values_of` says); table [slots, blocks per slot] int32; slots [rows] and positions [rows] int32
+    (position -1: the row is padding, its output is 0). Memory of the cache that was never written must be finite
+    (zeros).
     """
     rows, heads, dim = q.shape
     _, _, kv_heads, block, _ = cache.shape
-    splits = shape.splits(rows, kv_heads)
+    splits, group = shape.splits(rows, kv_heads), triton.next_power_of_2(heads // kv_heads)
+    float8 = cache.dtype == torch.float8_e4m3fn
+    kernel = decode_part_float8 if float8 else _decode_part
     parts = torch.empty((rows, heads, splits, dim) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     lse = torch.empty((rows, heads, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
-    _decode_part[(rows, kv_heads, splits)](
+    kernel[(rows, kv_heads, splits)](
         q, cache, table, slots, positions, out, parts, lse,
         scale, cache.stride(0), q.stride(0), table.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
-        DIM=dim, BLOCK=block, TILE=min(shape.tile, block), SPLITS=splits, WINDOW=window,
+        HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads,
+        ROWS=max(8 if float8 else 16, group), DIM=dim, BLOCK=block, TILE=min(shape.tile, block), SPLITS=splits, WINDOW=window,
         num_warps=shape.warps, num_stages=shape.stages, **chained(q),
     )  # fmt: skip
     if splits > 1:

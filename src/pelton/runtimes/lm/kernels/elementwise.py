@@ -1,6 +1,7 @@
 """The small kernels between matrix products, fused so that each value crosses memory once.
 
-On a large GPU a decode step is hundreds of launches of a few microseconds: fewer kernels is the whole point.
+On a large GPU a decode step is hundreds of launches of a few microseconds: fewer kernels is the whole point. What a
+product left unfinished (`pelton.runtimes.lm.product`) is finished here, where its values are read anyway.
 """
 
 # Triton is untyped; its convention is capital names for compile-time arguments.
@@ -15,14 +16,25 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.runtimes.lm.kernels.launch import chained
+from pelton.runtimes.lm.product import Product
 
 FP8_MAX = 448.0  # of float8_e4m3fn
 
 
 @triton.jit
+def _sum(x_ptr, at, inside, stride, PARTS: tl.constexpr):
+    """Values of a product, its parts added."""
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        x += tl.load(x_ptr + part * stride + at, mask=inside, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
 def _norm(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, eps, size,
-    WIDTH: tl.constexpr, ADD: tl.constexpr, QUANTIZE: tl.constexpr, CHAINED: tl.constexpr,
+    x_ptr, row_scale_ptr, out_scale_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, eps, size,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, ADD: tl.constexpr, QUANTIZE: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     if CHAINED:
         gdc_wait()
@@ -30,7 +42,9 @@ def _norm(
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
     inside = at < size
-    x = tl.load(x_ptr + row * size + at, mask=inside, other=0.0).to(tl.float32)
+    x = _sum(x_ptr, row * size + at, inside, tl.num_programs(0) * size, PARTS)
+    if SCALED:
+        x = x * tl.load(row_scale_ptr + row) * tl.load(out_scale_ptr + at, mask=inside, other=0.0)
     if ADD:
         residual = tl.load(residual_ptr + row * size + at, mask=inside, other=0.0)
         x = (x + residual.to(tl.float32)).to(residual.dtype)
@@ -47,8 +61,9 @@ def _norm(
 
 @triton.jit
 def _gate(
-    x_ptr, out_ptr, scale_ptr, size,
-    WIDTH: tl.constexpr, GELU: tl.constexpr, QUANTIZE: tl.constexpr, CHAINED: tl.constexpr,
+    x_ptr, row_scale_ptr, out_scale_ptr, out_ptr, scale_ptr, size,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, GELU: tl.constexpr, QUANTIZE: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     if CHAINED:
         gdc_wait()
@@ -56,8 +71,13 @@ def _gate(
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = at < size
-    gate = tl.load(x_ptr + row * 2 * size + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + row * 2 * size + size + at, mask=inside, other=0.0).to(tl.float32)
+    stride = tl.num_programs(0) * 2 * size
+    gate = _sum(x_ptr, row * 2 * size + at, inside, stride, PARTS)
+    up = _sum(x_ptr, row * 2 * size + size + at, inside, stride, PARTS)
+    if SCALED:
+        row_scale = tl.load(row_scale_ptr + row)
+        gate = gate * row_scale * tl.load(out_scale_ptr + at, mask=inside, other=0.0)
+        up = up * row_scale * tl.load(out_scale_ptr + size + at, mask=inside, other=0.0)
     if GELU:
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         gate = gate * tl.sigmoid(2.0 * inner)  # 0.5 (1 + tanh z) = sigmoid(2 z)
@@ -73,10 +93,10 @@ def _gate(
 
 @triton.jit
 def _rope_store(
-    qkv_ptr, q_ptr, cache_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, table_ptr, slot_ptr, position_ptr,
-    eps, v_offset, table_stride,
+    qkv_ptr, row_scale_ptr, out_scale_ptr, q_ptr, cache_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr,
+    table_ptr, slot_ptr, position_ptr, eps, v_offset, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    TILE: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     if CHAINED:
         gdc_wait()
@@ -90,10 +110,16 @@ def _rope_store(
         half = tl.arange(0, DIM // 2)
         inside = (head < HEADS + 2 * KV_HEADS)[:, None] & (half >= 0)[None, :]
         at = (row * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM + half[None, :]
-        raw1 = tl.load(qkv_ptr + at, mask=inside, other=0.0)
-        raw2 = tl.load(qkv_ptr + at + DIM // 2, mask=inside, other=0.0)
-        x1 = raw1.to(tl.float32)
-        x2 = raw2.to(tl.float32)
+        stride = tl.num_programs(0) * (HEADS + 2 * KV_HEADS) * DIM
+        x1 = _sum(qkv_ptr, at, inside, stride, PARTS)
+        x2 = _sum(qkv_ptr, at + DIM // 2, inside, stride, PARTS)
+        if SCALED:
+            row_scale = tl.load(row_scale_ptr + row)
+            scale_at = out_scale_ptr + head[:, None] * DIM + half[None, :]
+            x1 = x1 * row_scale * tl.load(scale_at, mask=inside, other=0.0)
+            x2 = x2 * row_scale * tl.load(scale_at + DIM // 2, mask=inside, other=0.0)
+        value1 = x1
+        value2 = x2
         is_q = (head < HEADS)[:, None]
         if NORM:
             norm = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / DIM + eps)[:, None]
@@ -113,24 +139,40 @@ def _rope_store(
         tl.store(q_ptr + q_at + DIM // 2, y2.to(q_ptr.dtype.element_ty), mask=q_mask)
         is_v = (head >= HEADS + KV_HEADS)[:, None]
         kv_head = tl.where(head >= HEADS + KV_HEADS, head - HEADS - KV_HEADS, head - HEADS)
-        line = (block * KV_HEADS + kv_head) * BLOCK + position % BLOCK
-        kv_at = line[:, None] * DIM + half[None, :] + tl.where(is_v, v_offset, 0)
-        kv_mask = inside & (head >= HEADS)[:, None]
-        kv1 = tl.where(is_v, raw1.to(tl.float32), y1)
-        kv2 = tl.where(is_v, raw2.to(tl.float32), y2)
+        start = ((block * KV_HEADS + kv_head) * BLOCK)[:, None] * DIM
+        k_at = start + position % BLOCK * DIM + half[None, :]
+        k_mask = inside & (head >= HEADS)[:, None]
         if cache_ptr.dtype.element_ty == tl.float8e4nv:
-            kv1 = tl.clamp(kv1, -448.0, 448.0)
-            kv2 = tl.clamp(kv2, -448.0, 448.0)
-        tl.store(cache_ptr + kv_at, kv1.to(cache_ptr.dtype.element_ty), mask=kv_mask)
-        tl.store(cache_ptr + kv_at + DIM // 2, kv2.to(cache_ptr.dtype.element_ty), mask=kv_mask)
+            # Values lie transposed (`reference.values_of`), so that decode reads them as the matrix unit wants them.
+            v_at = start + v_offset + position % BLOCK + half[None, :] * BLOCK
+            value1 = tl.clamp(value1, -448.0, 448.0).to(tl.float8e4nv)
+            value2 = tl.clamp(value2, -448.0, 448.0).to(tl.float8e4nv)
+            tl.store(cache_ptr + v_at, value1, mask=inside & is_v)
+            tl.store(cache_ptr + v_at + DIM // 2 * BLOCK, value2, mask=inside & is_v)
+            k_mask = k_mask & (head < HEADS + KV_HEADS)[:, None]
+            y1 = tl.clamp(y1, -448.0, 448.0)
+            y2 = tl.clamp(y2, -448.0, 448.0)
+        else:
+            k_at += tl.where(is_v, v_offset, 0)
+            y1 = tl.where(is_v, value1, y1)
+            y2 = tl.where(is_v, value2, y2)
+        tl.store(cache_ptr + k_at, y1.to(cache_ptr.dtype.element_ty), mask=k_mask)
+        tl.store(cache_ptr + k_at + DIM // 2, y2.to(cache_ptr.dtype.element_ty), mask=k_mask)
 
 
 def _warps(width: int) -> int:
     return max(1, min(16, width // 512))
 
 
+def _scales(x: Product) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Row and output scales for a kernel, any tensor in place of those that are not there, and whether they are."""
+    if x.row_scale is None or x.out_scale is None:
+        return x.values, x.values, False
+    return x.row_scale, x.out_scale, True
+
+
 def rms_norm(
-    x: torch.Tensor,
+    x: Product,
     weight: torch.Tensor,
     eps: float,
     residual: torch.Tensor | None = None,
@@ -138,35 +180,40 @@ def rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`x / rms(x) * weight` per row; with `residual`, first `residual += x` in place and norm that.
 
-    x [rows, size] contiguous; weight [size] float32. With `quantize` the result is float8_e4m3fn and its scale
+    x [rows, size]; weight [size] float32. With `quantize` the result is float8_e4m3fn and its scale
     [rows, 1] float32 comes with it: value = result * scale.
     """
-    rows, size = x.shape
-    out = torch.empty_like(x, dtype=torch.float8_e4m3fn if quantize else x.dtype)
-    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device) if quantize else None
+    rows, size, values = x.rows, x.outs, x.values
+    row_scale, out_scale, scaled = _scales(x)
+    out = torch.empty((rows, size), dtype=torch.float8_e4m3fn if quantize else x.dtype, device=values.device)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=values.device) if quantize else None
     width = triton.next_power_of_2(size)
     _norm[(rows,)](
-        x, x if residual is None else residual, weight, out, x if scale is None else scale, eps, size,
-        WIDTH=width, ADD=residual is not None, QUANTIZE=quantize, num_warps=_warps(width), **chained(x),
+        values, row_scale, out_scale, values if residual is None else residual, weight, out,
+        values if scale is None else scale, eps, size,
+        WIDTH=width, PARTS=x.parts, SCALED=scaled, ADD=residual is not None, QUANTIZE=quantize,
+        num_warps=_warps(width), **chained(values),
     )  # fmt: skip
     return out, scale
 
 
-def gated(x: torch.Tensor, gelu: bool, quantize: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+def gated(x: Product, gelu: bool, quantize: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`act(gate) * up` of x [rows, 2 * size] = (gate, up); `quantize` as in `rms_norm`."""
-    rows, size = x.shape[0], x.shape[1] // 2
-    out = torch.empty((rows, size), dtype=torch.float8_e4m3fn if quantize else x.dtype, device=x.device)
-    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device) if quantize else None
+    rows, size, values = x.rows, x.outs // 2, x.values
+    row_scale, out_scale, scaled = _scales(x)
+    out = torch.empty((rows, size), dtype=torch.float8_e4m3fn if quantize else x.dtype, device=values.device)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=values.device) if quantize else None
     width = triton.next_power_of_2(size) if quantize else min(1024, triton.next_power_of_2(size))
     _gate[(rows, triton.cdiv(size, width))](
-        x, out, x if scale is None else scale, size,
-        WIDTH=width, GELU=gelu, QUANTIZE=quantize, num_warps=_warps(width) if quantize else 4, **chained(x),
+        values, row_scale, out_scale, out, values if scale is None else scale, size,
+        WIDTH=width, PARTS=x.parts, SCALED=scaled, GELU=gelu, QUANTIZE=quantize,
+        num_warps=_warps(width) if quantize else 4, **chained(values),
     )  # fmt: skip
     return out, scale
 
 
 def rope_and_store(
-    qkv: torch.Tensor,
+    qkv: Product,
     cache: torch.Tensor,
     norms: tuple[torch.Tensor, torch.Tensor] | None,
     cos_sin: tuple[torch.Tensor, torch.Tensor],
@@ -181,16 +228,17 @@ def rope_and_store(
     qkv [tokens, (heads + 2 kv_heads) * dim]; cache [2, blocks, kv_heads, block, dim] of one layer; cos_sin each
     [positions, dim / 2] float32; table, slots, positions as in `decode_attention` (position -1: skipped).
     """
-    tokens = qkv.shape[0]
+    tokens, values = qkv.rows, qkv.values
+    row_scale, out_scale, scaled = _scales(qkv)
     _, _, kv_heads, block, dim = cache.shape
-    q = torch.empty((tokens, heads, dim), dtype=qkv.dtype, device=qkv.device)
+    q = torch.empty((tokens, heads, dim), dtype=qkv.dtype, device=values.device)
     q_weight, k_weight = norms if norms is not None else (cos_sin[0], cos_sin[0])
     tile = min(8, triton.next_power_of_2(heads + 2 * kv_heads))
     _rope_store[(tokens, triton.cdiv(heads + 2 * kv_heads, tile))](
-        qkv, q, cache, q_weight, k_weight, cos_sin[0], cos_sin[1], table, slots, positions,
+        values, row_scale, out_scale, q, cache, q_weight, k_weight, cos_sin[0], cos_sin[1], table, slots, positions,
         eps, cache.stride(0), table.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, BLOCK=block, TILE=tile, NORM=norms is not None, num_warps=2,
-        **chained(qkv),
+        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, BLOCK=block, TILE=tile, PARTS=qkv.parts, SCALED=scaled,
+        NORM=norms is not None, num_warps=2, **chained(values),
     )  # fmt: skip
     return q
 

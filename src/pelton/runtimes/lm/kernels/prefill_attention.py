@@ -6,7 +6,7 @@ each program handles, so short and long prompts share one launch without padding
 
 # Triton is untyped; its convention is capital names for compile-time arguments.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def _prefill(
     rows = offset + tl.arange(0, ROWS)
     dims = tl.arange(0, DIM)
     lanes = tl.arange(0, TILE)
+    k_at = lanes[None, :] * DIM + dims[:, None]
+    V_STEP: tl.constexpr = 1 if cache_ptr.dtype.element_ty == tl.float8e4nv else DIM
+    if V_STEP == 1:  # values lie transposed: see reference.values_of
+        v_at = dims[None, :] * BLOCK + lanes[:, None]
+    else:
+        v_at = lanes[:, None] * DIM + dims[None, :]
     live = rows < count
     q = tl.load(q_ptr + (begin + rows)[:, None] * q_stride + head * DIM + dims[None, :], mask=live[:, None], other=0.0)
     if cache_ptr.dtype.element_ty == tl.float8e4nv:
@@ -54,9 +60,9 @@ def _prefill(
         unmasked = (start + offset + 1) // TILE * TILE  # keys below are seen by every row of the tile
         for at in range(low, unmasked, TILE):
             block = tl.load(table_ptr + slot * table_stride + at // BLOCK).to(tl.int64)
-            line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
-            k = tl.load(cache_ptr + (line + lanes)[None, :] * DIM + dims[:, None]).to(q.dtype)
-            v = tl.load(cache_ptr + v_offset + (line + lanes)[:, None] * DIM + dims[None, :]).to(q.dtype)
+            tile_at = cache_ptr + (block * KV_HEADS + kv_head) * BLOCK * DIM
+            k = tl.load(tile_at + at % BLOCK * DIM + k_at).to(q.dtype)
+            v = tl.load(tile_at + v_offset + tl.multiple_of(at % BLOCK, TILE) * V_STEP + v_at).to(q.dtype)
             scores = tl.dot(q, k) * (scale * 1.4426950408889634)
             peak = tl.maximum(best, tl.max(scores, 1))
             fade = tl.exp2(best - peak)
@@ -66,9 +72,9 @@ def _prefill(
             best = peak
     for at in range(unmasked, high, TILE):
         block = tl.load(table_ptr + slot * table_stride + at // BLOCK).to(tl.int64)
-        line = (block * KV_HEADS + kv_head) * BLOCK + at % BLOCK
-        k = tl.load(cache_ptr + (line + lanes)[None, :] * DIM + dims[:, None]).to(q.dtype)
-        v = tl.load(cache_ptr + v_offset + (line + lanes)[:, None] * DIM + dims[None, :]).to(q.dtype)
+        tile_at = cache_ptr + (block * KV_HEADS + kv_head) * BLOCK * DIM
+        k = tl.load(tile_at + at % BLOCK * DIM + k_at).to(q.dtype)
+        v = tl.load(tile_at + v_offset + tl.multiple_of(at % BLOCK, TILE) * V_STEP + v_at).to(q.dtype)
         seen = (at + lanes)[None, :] <= position[:, None]
         if WINDOW > 0:
             seen = seen & ((at + lanes)[None, :] > position[:, None] - WINDOW)

@@ -1,8 +1,8 @@
 """`x @ weight.T` for few rows, where reading the weights is all the work.
 
 Library products choose tiles for many rows; for few rows this kernel keeps more bytes in flight. Each program owns
-a few outputs and walks along the whole inner dimension. In bfloat16 it pays for a handful of rows, in float8, where
-the library's smallest tile costs the same for 1 row as for 64, for up to 128.
+a few outputs and walks along the whole inner dimension. It pays for a handful of rows; float8 has a kernel of its
+own (`float8_linear`).
 """
 
 # Triton is untyped; its convention is capital names for compile-time arguments.
@@ -20,14 +20,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.runtimes.lm.kernels.launch import chained
 
-MAX_ROWS = 128
-
 
 @triton.jit(do_not_specialize=["rows"])
 def _thin(
-    x_ptr, w_ptr, bias_ptr, out_ptr, x_scale_ptr, w_scale_ptr, rows, outs, size,
-    ROWS: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr,
-    NATIVE: tl.constexpr, AHEAD: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
+    x_ptr, w_ptr, bias_ptr, out_ptr, rows, outs, size,
+    ROWS: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, BIAS: tl.constexpr,
+    AHEAD: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
     n = tl.program_id(0) * TN + tl.arange(0, TN)
@@ -49,16 +47,9 @@ def _thin(
         inside = at + k < size
         w = tl.load(w_at, mask=n_in[:, None] & inside[None, :], other=0.0)
         x = tl.load(x_at, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
-        if FP8 and not NATIVE:
-            x = x.to(tl.float16)
-            w = w.to(tl.float16)
         acc = tl.dot(x, tl.trans(w), acc)
         w_at += TK
         x_at += TK
-    if FP8:
-        x_scale = tl.load(x_scale_ptr + row, mask=row < rows, other=0.0)
-        w_scale = tl.load(w_scale_ptr + n, mask=n_in, other=0.0)
-        acc = acc * x_scale[:, None] * w_scale[None, :]
     if BIAS:
         acc += tl.load(bias_ptr + n, mask=n_in, other=0.0).to(tl.float32)[None, :]
     out_at = out_ptr + row[:, None] * outs + n[None, :]
@@ -74,32 +65,19 @@ class ThinShape:
     warps: int = 4
     stages: int = 6
     ahead: int = 1024  # fetched into the L2 before the kernel's input is ready
-    native: bool = False  # multiply float8 as it is, not as float16 (same products, other rounding of sums)
 
 
-def thin_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    shape: ThinShape,
-    x_scale: torch.Tensor | None = None,
-    w_scale: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """x [rows <= 128, size] times weight [outs, size], both contiguous; the scales [rows, 1] and [1, outs] are
-    those of float8 operands. Returns [rows, outs]."""
+def thin_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shape: ThinShape) -> torch.Tensor:
+    """x [rows <= 16, size] times weight [outs, size], both contiguous. Returns [rows, outs]."""
     rows, size = x.shape
     outs = weight.shape[0]
-    out = torch.empty((rows, outs), dtype=out_dtype or x.dtype, device=x.device)
-    fp8 = x_scale is not None
+    out = torch.empty((rows, outs), dtype=x.dtype, device=x.device)
     element = weight.element_size()
     ahead = min(shape.ahead, size * element)
     ahead = triton.next_power_of_2(ahead // 128 + 1) // 2 if outs % shape.outs == 0 else 0
     _thin[(triton.cdiv(outs, shape.outs),)](
-        x, weight, x if bias is None else bias, out, x if x_scale is None else x_scale,
-        x if w_scale is None else w_scale, rows, outs, size,
-        ROWS=16 if rows <= 16 else max(64, triton.next_power_of_2(rows)), TN=shape.outs, TK=shape.depth // element, BIAS=bias is not None, FP8=fp8,
-        NATIVE=shape.native and x.is_cuda, AHEAD=ahead, LINE=128 // element,
-        num_warps=shape.warps, num_stages=shape.stages, **chained(x),
+        x, weight, x if bias is None else bias, out, rows, outs, size,
+        ROWS=max(16, triton.next_power_of_2(rows)), TN=shape.outs, TK=shape.depth // element, BIAS=bias is not None,
+        AHEAD=ahead, LINE=128 // element, num_warps=shape.warps, num_stages=shape.stages, **chained(x),
     )  # fmt: skip
     return out
