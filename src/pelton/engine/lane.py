@@ -77,6 +77,11 @@ class Lane:
         return self.queue.count
 
     @property
+    def waiting_tokens(self) -> int:
+        """Of prompts."""
+        return sum([stream.size for stream in self.queue])
+
+    @property
     def pid(self) -> int:
         """Of the engine's process; 0: there is none."""
         return self._engine.pid

@@ -34,7 +34,7 @@ class _Count(msgspec.Struct):
 class CallLog:
     """A sink of records that writes log lines, each with `extra={"call": {...}}`.
 
-    Errors of our making at ERROR; calls slower than `slow_ms` (0: none) at WARNING; refusals summed up per model and
+    Errors of our making at ERROR; calls slower than `slow_ms` (0: none; generations: to the first token) at WARNING; refusals summed up per model and
     period at WARNING; with `every`, each call that has no line yet at INFO. Belongs to one thread, that of `later`.
     """
 
@@ -64,7 +64,7 @@ class CallLog:
                 written = False
             elif record.error in OURS:
                 written = self._bounded(logging.ERROR, record.error, record)
-            elif record.total > self._slow:
+            elif (record.total if record.usage is None else record.usage.first) > self._slow:
                 written = self._bounded(logging.WARNING, "slow", record)
             else:
                 written = False
@@ -131,7 +131,7 @@ class CallLog:
 def fields(record: Record) -> dict[str, str | int | float]:
     """What a line says about a call. Times are milliseconds; `error` is empty for an answer."""
     parent = parse(record.trace) if record.trace else None
-    return {
+    line: dict[str, str | int | float] = {
         "request_id": record.request_id,
         "trace_id": parent.trace_id if parent else "",
         "model": record.model,
@@ -145,6 +145,19 @@ def fields(record: Record) -> dict[str, str | int | float]:
         "total_ms": _ms(record.total),
         "error": record.error,
     }
+    usage = record.usage
+    if usage is not None:
+        line |= {
+            "engine": usage.engine,
+            "prompt_tokens": usage.prompt,
+            "cached_tokens": usage.cached,
+            "completion_tokens": usage.completion,
+            "first_token_ms": _ms(usage.first),
+            "per_token_ms": _ms(usage.per_token),
+            "device_ms": _ms(record.device),
+            "finish": usage.finish,
+        }
+    return line
 
 
 def _ms(seconds: float) -> float:

@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 
 FOLD_AT: Final = 1024
 MINUTES_KEPT: Final = 60
+MOST_TENANTS: Final = 1000  # in the totals; all further ones are one, "other": anybody can invent keys
+MOST_TENANTS_A_MINUTE: Final = 100
+OTHER: Final = "other"
 
 Sink = Callable[[Sequence[Record]], None]
 
@@ -30,6 +33,8 @@ class Ledger:
         self._sinks = list(sinks)
         self.totals: dict[WindowKey, Window] = {}
         self.minutes: deque[tuple[int, dict[WindowKey, Window]]] = deque(maxlen=MINUTES_KEPT)
+        self._tenants: set[str] = set()  # in the totals
+        self._tenants_now: set[str] = set()  # in the current minute
         self.append = self._pending.append  # the hot path: one C call
         self.extend = self._pending.extend
 
@@ -56,8 +61,9 @@ class Ledger:
             delta = Window()
             delta.add(group)
             name = WindowKey(*key)
-            self.totals.setdefault(name, Window()).merge(delta)
-            minute.setdefault(name, Window()).merge(delta)
+            total = _bounded(name, self._tenants, MOST_TENANTS)
+            self.totals.setdefault(total, Window()).merge(delta)
+            minute.setdefault(_bounded(name, self._tenants_now, MOST_TENANTS_A_MINUTE), Window()).merge(delta)
         for sink in self._sinks:
             try:
                 sink(records)
@@ -68,4 +74,16 @@ class Ledger:
         now = int(self._clock() // 60)
         if not self.minutes or self.minutes[-1][0] != now:
             self.minutes.append((now, {}))
+            self._tenants_now.clear()
         return self.minutes[-1][1]
+
+
+def _bounded(key: WindowKey, known: set[str], most: int) -> WindowKey:
+    """The window that a tenant's calls go to; `known` are those that have their own."""
+    tenant = key.tenant
+    if not tenant or tenant in known:
+        return key
+    if len(known) < most:
+        known.add(tenant)
+        return key
+    return key._replace(tenant=OTHER)

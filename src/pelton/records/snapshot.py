@@ -13,6 +13,7 @@ import numpy as np
 
 from pelton.errors import InvalidInput
 from pelton.records.histogram import BUCKETS, Histogram
+from pelton.records.tokens import HISTOGRAMS, TokenSums
 from pelton.records.window import STAGES, BatchCount, Window, WindowKey
 
 
@@ -21,6 +22,18 @@ class Durations(msgspec.Struct, frozen=True):
 
     counts: dict[int, int]
     sum: float
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """The tokens of a window (`records.tokens`)."""
+
+    generations: int
+    prompt: int
+    cached: int
+    completion: int
+    prefill_seconds: float
+    decode_seconds: float
+    histograms: dict[str, Durations]
 
 
 class Sum(msgspec.Struct, frozen=True):
@@ -40,6 +53,24 @@ class Sum(msgspec.Struct, frozen=True):
     stages: dict[str, Durations]
     last_answer: float
     failed_seconds: float = 0.0
+    tokens: Tokens | None = None
+
+
+class Streams(msgspec.Struct, frozen=True):
+    """The engine of a language model and what it has to do: `places` run at once, `running` are in the engine, `waiting`
+    before it, with `waiting_tokens` of prompts. `kv_used`: share of the KV memory. `away`: why it takes nothing now."""
+
+    engine: str
+    why: str
+    places: int
+    context: int
+    running: int
+    waiting: int
+    waiting_tokens: int
+    kv_used: float
+    busy_seconds: float
+    restarts: int
+    away: str = ""
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -55,16 +86,20 @@ class Lane(msgspec.Struct, frozen=True):
     running: int
     card: bytes = b""
     current: bool = True
+    streams: Streams | None = None  # of a language model
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What the operating system says of a process. `started`: seconds since 1970. None: it does not say."""
+    """What the operating system says of a process. `started`: seconds since 1970. None: it does not say.
+
+    `children_rss_bytes`: memory of the processes that it has started, engines and models of Python code."""
 
     cpu_seconds: float
     started: float
     rss_bytes: int | None = None
     open_fds: int | None = None
     max_fds: int | None = None
+    children_rss_bytes: int | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -117,6 +152,7 @@ def sums_of(totals: Mapping[WindowKey, Window], epoch: float) -> list[Sum]:
             {stage: _durations(histogram) for stage, histogram in window.stages.items()},
             window.last_answer + epoch if window.last_answer else 0.0,
             window.failed_seconds,
+            _tokens(window.tokens) if window.tokens is not None else None,
         )
         for key, window in totals.items()
     ]
@@ -156,7 +192,33 @@ def _window(one: Sum) -> Window:
         durations = one.stages.get(stage)
         if durations is not None:
             window.stages[stage] = _histogram(durations)
+    if one.tokens is not None:
+        window.tokens = _token_sums(one.tokens)
     return window
+
+
+def _tokens(sums: TokenSums) -> Tokens:
+    return Tokens(
+        sums.generations,
+        sums.prompt,
+        sums.cached,
+        sums.completion,
+        sums.prefill_seconds,
+        sums.decode_seconds,
+        {name: _durations(histogram) for name, histogram in sums.histograms.items()},
+    )
+
+
+def _token_sums(tokens: Tokens) -> TokenSums:
+    sums = TokenSums()
+    sums.generations, sums.prompt = tokens.generations, tokens.prompt
+    sums.cached, sums.completion = tokens.cached, tokens.completion
+    sums.prefill_seconds, sums.decode_seconds = tokens.prefill_seconds, tokens.decode_seconds
+    for name in HISTOGRAMS:
+        durations = tokens.histograms.get(name)
+        if durations is not None:
+            sums.histograms[name] = _histogram(durations)
+    return sums
 
 
 def _histogram(durations: Durations) -> Histogram:

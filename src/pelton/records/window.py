@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from pelton.records.histogram import Histogram
 from pelton.records.record import Record
+from pelton.records.tokens import TokenSums
 
 EXACT_ROWS: Final = 128  # larger batches are counted by the next power of two: the table stays small
 STAGES: Final = ("prepare", "queue", "run", "total")
@@ -46,6 +47,7 @@ class Window:
         self.batches: dict[int, BatchCount] = {}
         self.stages = {stage: Histogram() for stage in STAGES}
         self.last_answer = 0.0
+        self.tokens: TokenSums | None = None  # of language models
 
     def add(self, records: Sequence[Record]) -> None:
         """Folds records in."""
@@ -53,6 +55,10 @@ class Window:
         for record in records:
             if record.error:
                 self._add_error(record)
+        usages = [record.usage for record in records if record.usage is not None]
+        if usages:
+            self._tokens().add(usages)
+            self.device_seconds += sum([record.device for record in records if record.error])
         if not good:
             return
         self.answered += len(good)
@@ -60,7 +66,8 @@ class Window:
         self.rows += sum([record.rows for record in good])
         self.device_seconds += sum([record.device for record in good])
         # calls of a batch are alike: they are counted by what they have in common, and then added kind by kind
-        alike = Counter([(record.reason, record.batch_rows, record.rows, record.device) for record in good])
+        batched = [record for record in good if record.usage is None] if usages else good
+        alike = Counter([(record.reason, record.batch_rows, record.rows, record.device) for record in batched])
         for (reason, size, rows, device), calls in alike.items():
             share = calls * rows / size
             self.dispatched[reason] = self.dispatched.get(reason, 0.0) + share
@@ -97,6 +104,13 @@ class Window:
             mine.seconds += batch.seconds
         for stage, histogram in other.stages.items():
             self.stages[stage].merge(histogram)
+        if other.tokens is not None:
+            self._tokens().merge(other.tokens)
+
+    def _tokens(self) -> TokenSums:
+        if self.tokens is None:
+            self.tokens = TokenSums()
+        return self.tokens
 
     def _add_error(self, record: Record) -> None:
         self.errors[record.error] = self.errors.get(record.error, 0) + 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
 from pathlib import Path
 
 from pelton import __version__
+from pelton.engine import Served
 from pelton.records import Window, WindowKey
-from pelton.records.snapshot import Lane, Snapshot, Usage, sums_of
+from pelton.records.snapshot import Lane, Snapshot, Streams, Usage, sums_of
 from pelton.server.pages.cards import card_of
 from pelton.server.site import Site
 
@@ -33,22 +35,33 @@ def take(site: Site) -> Snapshot:
         sums=sums_of(engine.ledger.totals, epoch),
         recent=sums_of(recent, epoch),
         recent_seconds=seconds,
-        lanes=[
-            Lane(
-                served.name,
-                served.version,
-                served.target,
-                served.scheduler.batcher.cap,
-                served.scheduler.batcher.rows,
-                served.scheduler.running,
-                card_of(served),
-                served is current.get(served.name),
-            )
-            for served in engine.directory.everything()
-        ],
+        lanes=[_lane(served, served is current.get(served.name)) for served in engine.directory.everything()],
         states=engine.directory.states(),
         worker=site.worker,
     )
+
+
+def _lane(served: Served, current: bool) -> Lane:
+    name, version, target, card = served.name, served.version, served.target, card_of(served)
+    lane = served.lane
+    if lane is None:
+        batcher = served.scheduler.batcher
+        return Lane(name, version, target, batcher.cap, batcher.rows, served.scheduler.running, card, current)
+    facts = lane.facts
+    streams = Streams(
+        engine=facts.engine,
+        why=facts.why,
+        places=facts.streams,
+        context=facts.context,
+        running=lane.running,
+        waiting=lane.waiting,
+        waiting_tokens=lane.waiting_tokens,
+        kv_used=lane.kv_used,
+        busy_seconds=lane.busy_seconds,
+        restarts=lane.restarts,
+        away=lane.away,
+    )
+    return Lane(name, version, target, facts.streams, lane.waiting, lane.running, card, current, streams)
 
 
 def _recent(site: Site) -> tuple[dict[WindowKey, Window], float]:
@@ -65,7 +78,7 @@ def _recent(site: Site) -> tuple[dict[WindowKey, Window], float]:
 
 def usage() -> Usage:
     """Memory and files are told where there is /proc."""
-    return Usage(time.process_time(), started(), _resident(), _open_files(), _most_files())
+    return Usage(time.process_time(), started(), _resident(), _open_files(), _most_files(), _children_resident())
 
 
 def started() -> float:
@@ -78,11 +91,31 @@ def started() -> float:
     return int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _resident() -> int | None:
+def _resident(process: str = "self") -> int | None:
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return None
+
+
+def _children_resident() -> int | None:
+    """Memory of all processes below this one; one that ends meanwhile counts as nothing."""
+    try:
+        below = _below("self", 3)
+    except OSError:  # a system that does not tell
+        return None
+    return sum([_resident(process) or 0 for process in below])
+
+
+def _below(process: str, depth: int) -> list[str]:
+    """The processes that `process` has started, and theirs. Raises OSError where the system does not tell."""
+    found: list[str] = []
+    for task in os.listdir(f"/proc/{process}/task"):
+        found += Path(f"/proc/{process}/task/{task}/children").read_text().split()
+    for child in list(found):
+        with contextlib.suppress(OSError):
+            found += _below(child, depth - 1) if depth > 1 else []
+    return found
 
 
 def _open_files() -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import (
@@ -21,8 +22,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from pelton.records import Window, WindowKey
-from pelton.records.snapshot import Lane, Snapshot, by_version, merged
+from pelton.records import Histogram, Window, WindowKey
+from pelton.records.snapshot import Lane, Snapshot, Streams, by_version, merged
+from pelton.records.tokens import TOKEN, TokenSums
 
 STAGES: Final = (
     ("total", "pelton_request_seconds", "From the last byte of a request to its answer, of calls that were answered."),
@@ -30,6 +32,27 @@ STAGES: Final = (
     ("queue", "pelton_queue_seconds", "Time that a call waited for its batch to start."),
     ("run", "pelton_run_seconds", "Run time of the batch that a call was part of."),
 )
+# Of language models, by the names of OpenTelemetry's semantic conventions for generative AI (1.40) as Prometheus spells
+# them: what `records.tokens` calls it -> gen_ai.server.time_to_first_token and so on.
+GEN_AI_TIMES: Final = (
+    ("first", "gen_ai_server_time_to_first_token_seconds", "From a call's first byte to its first token."),
+    ("each", "gen_ai_server_time_per_output_token_seconds", "From one token to the next, the mean of a generation."),
+)
+GEN_AI_TOKENS: Final = (("inputs", "input"), ("outputs", "output"))  # gen_ai.client.token.usage, by gen_ai.token.type
+GEN_AI_LABELS: Final = (
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "gen_ai_response_model",
+)
+PROVIDER: Final = "pelton"
+OPERATIONS: Final = {"openai": "chat"}  # protocol -> gen_ai.operation.name; others complete a text
+TOKEN_COUNTS: Final = (
+    ("prompt", "pelton_input_tokens", "Tokens of prompts."),
+    ("cached", "pelton_cached_tokens", "Tokens of prompts that the prefix cache saved; they are among the input."),
+    ("completion", "pelton_output_tokens", "Tokens that were made."),
+)
+TOKEN_BOUNDS: Final = tuple(4**power for power in range(11))  # as the conventions advise
 BATCH_BOUNDS: Final = tuple(2**power for power in range(11))
 OPENMETRICS: Final = "application/openmetrics-text"
 EOF: Final = b"# EOF\n"  # OpenMetrics' end
@@ -84,6 +107,7 @@ def _families(processes: Sequence[Snapshot]) -> Iterator[Metric]:
     yield from _refusals(versions)
     yield from _stages(versions)
     yield from _batches(versions)
+    yield from _tokens(totals)
     yield from _lanes(processes)
     yield from _processes(processes)
 
@@ -144,6 +168,48 @@ def _batches(versions: Mapping[tuple[str, str], Window]) -> Iterator[Metric]:
     yield from (sizes, left, device)
 
 
+def _tokens(totals: Mapping[WindowKey, Window]) -> Iterator[Metric]:
+    """Generations. Nothing where no language model was asked."""
+    by_operation: dict[tuple[str, str, str], TokenSums] = {}
+    by_model: dict[tuple[str, str], TokenSums] = {}
+    for key, window in totals.items():
+        if window.tokens is not None:
+            operation = OPERATIONS.get(key.protocol, "text_completion")
+            by_operation.setdefault((operation, key.model, key.version), TokenSums()).merge(window.tokens)
+            by_model.setdefault((key.model, key.version), TokenSums()).merge(window.tokens)
+    if not by_model:
+        return
+    for word, name, text in GEN_AI_TIMES:
+        times = HistogramMetricFamily(name, text, labels=GEN_AI_LABELS)
+        for (operation, model, version), sums in sorted(by_operation.items()):
+            histogram = sums.histograms[word]
+            buckets = [(repr(edge), float(count)) for edge, count in histogram.cumulative()]
+            labels = (operation, PROVIDER, model, f"{model}:{version}")
+            times.add_metric(labels, [*buckets, ("+Inf", float(histogram.count))], histogram.sum)
+        yield times
+    usage = HistogramMetricFamily(
+        "gen_ai_client_token_usage", "Tokens of one call, by type.", labels=(*GEN_AI_LABELS, "gen_ai_token_type")
+    )
+    for (operation, model, version), sums in sorted(by_operation.items()):
+        for word, kind in GEN_AI_TOKENS:
+            histogram = sums.histograms[word]
+            values = (operation, PROVIDER, model, f"{model}:{version}", kind)
+            usage.add_metric(values, _token_buckets(histogram), round(histogram.sum / TOKEN))
+    yield usage
+    for field, name, text in TOKEN_COUNTS:
+        count = CounterMetricFamily(name, text, labels=VERSION)
+        for key2, sums in sorted(by_model.items()):
+            count.add_metric(key2, getattr(sums, field))
+        yield count
+
+
+def _token_buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    sums = np.cumsum(histogram.counts)
+    powers = [(bound, 8 * (bound.bit_length() - 1)) for bound in TOKEN_BOUNDS]
+    buckets = [(repr(float(bound)), float(sums[min(index, len(sums) - 1)])) for bound, index in powers]
+    return [*buckets, ("+Inf", float(histogram.count))]
+
+
 def _size_buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
     buckets = [
         (repr(float(bound)), float(sum(n for size, n in counts.items() if size <= bound))) for bound in BATCH_BOUNDS
@@ -152,7 +218,10 @@ def _size_buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
 
 
 def _answered(versions: Mapping[tuple[str, str], Window]) -> Iterable[tuple[tuple[str, str], Window]]:
-    return sorted(((key, window) for key, window in versions.items() if window.answered), key=lambda item: item[0])
+    return sorted(
+        ((key, window) for key, window in versions.items() if window.answered or window.tokens is not None),
+        key=lambda item: item[0],
+    )
 
 
 def _lanes(processes: Sequence[Snapshot]) -> Iterator[Metric]:
@@ -178,6 +247,36 @@ def _lanes(processes: Sequence[Snapshot]) -> Iterator[Metric]:
     for name in sorted(states.keys() - {model for model, _ in lanes}):
         ready.add_metric((name, ""), 0.0)
     yield from (waiting, running, ready, target, cap)
+    yield from _engines({key: [one.streams for one in same if one.streams] for key, same in sorted(lanes.items())})
+
+
+def _engines(engines: Mapping[tuple[str, str], Sequence[Streams]]) -> Iterator[Metric]:
+    """What the engines of language models have to do now."""
+    if not any(engines.values()):
+        return
+    gauges = {
+        "running": GaugeMetricFamily("pelton_generations_running", "Generations in the engine.", labels=VERSION),
+        "waiting": GaugeMetricFamily(
+            "pelton_generations_waiting", "Generations that wait for a place in the engine.", labels=VERSION
+        ),
+        "places": GaugeMetricFamily("pelton_engine_streams", "Generations that can run at once.", labels=VERSION),
+        "kv_used": GaugeMetricFamily(
+            "pelton_kv_cache_usage_ratio", "Share of the KV memory that is in use, 0 to 1.", labels=VERSION
+        ),
+    }
+    busy = CounterMetricFamily("pelton_engine_busy_seconds", "Seconds of all steps of the engine.", labels=VERSION)
+    restarts = CounterMetricFamily(
+        "pelton_engine_restarts", "How often the engine's process has ended by itself.", labels=VERSION
+    )
+    for key, same in engines.items():
+        if not same:
+            continue
+        for field, gauge in gauges.items():
+            values = [getattr(one, field) for one in same]
+            gauge.add_metric(key, max(values) if field == "kv_used" else sum(values))
+        busy.add_metric(key, sum(one.busy_seconds for one in same))
+        restarts.add_metric(key, sum(one.restarts for one in same))
+    yield from (*gauges.values(), busy, restarts)
 
 
 def _processes(processes: Sequence[Snapshot]) -> Iterator[Metric]:
@@ -202,12 +301,17 @@ def _usage(processes: Sequence[Snapshot]) -> Iterator[Metric]:
         "open_fds": GaugeMetricFamily("process_open_fds", "Open file descriptors.", labels=labels),
         "max_fds": GaugeMetricFamily("process_max_fds", "Limit of open file descriptors.", labels=labels),
         "started": GaugeMetricFamily("process_start_time_seconds", "Start, in seconds since 1970.", labels=labels),
+        "children": GaugeMetricFamily(
+            "pelton_child_processes_resident_memory_bytes",
+            "Memory held by engines of language models and other processes that the server has started.",
+            labels=labels,
+        ),
     }
     for process in processes:
         values = (str(process.worker),) if labels else ()
         usage = process.usage
         cpu.add_metric(values, usage.cpu_seconds)
-        told = (usage.rss_bytes, usage.open_fds, usage.max_fds, usage.started)
+        told = (usage.rss_bytes, usage.open_fds, usage.max_fds, usage.started, usage.children_rss_bytes)
         for family, value in zip(gauges.values(), told, strict=True):
             if value is not None:
                 family.add_metric(values, value)
