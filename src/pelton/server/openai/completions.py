@@ -128,7 +128,9 @@ def prompts_of(given: str | list[Any], param: str) -> list[str | Prompt]:
     made: list[str | Prompt] = []
     for index, one in enumerate(given):
         if type(one) is not kind:
-            raise invalid(f"Invalid type for '{param}[{index}]': all entries must be alike.", param, "invalid_type")
+            raise invalid(
+                f"Invalid type for '{param}[{index}]': all entries must be alike.", f"{param}[{index}]", "invalid_type"
+            )
         made.append(one if isinstance(one, str) else _tokens(one, f"{param}[{index}]"))
     return made
 

@@ -1,0 +1,25 @@
+"""A real server with models that answer at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for echo_api and echo_model, which the tests share
+
+from echo_api import Api, serving
+from echo_model import add
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A server with "echo" (chats), "base" (only completes) and "small" (64 tokens of context)."""
+    home = tmp_path_factory.mktemp("openai")
+    add(home)
+    add(home, "base", chat=False)
+    add(home, "small", context=64)
+    with serving(home, "echo", "base", "small") as api:
+        yield api
