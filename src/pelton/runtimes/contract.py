@@ -41,7 +41,11 @@ class RuntimeOptions(msgspec.Struct, frozen=True):
 Loader = Callable[[Package, RuntimeOptions], LoadedModel]
 
 # name in pelton.toml -> module of this folder, imported only when a package asks for it; each has `load`
-RUNTIMES: Final = {"onnx": "pelton.runtimes.onnx", "python": "pelton.runtimes.python"}
+RUNTIMES: Final = {
+    "onnx": "pelton.runtimes.onnx",
+    "python": "pelton.runtimes.python",
+    "whisper": "pelton.runtimes.whisper",
+}
 
 
 def load(package: Package, options: RuntimeOptions) -> LoadedModel:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from pelton.errors import PackageInvalid
 from pelton.packages import Package
 from pelton.runtimes.contract import RuntimeOptions
+from pelton.runtimes.pooling import Pooler, file_outputs, pooling_of
 from pelton.types import Array, Signature, TensorSpec
 
 DATATYPE_OF: Final = {
@@ -34,12 +35,13 @@ DATATYPE_OF: Final = {
 class OnnxModel:
     """One session. Answers are independent of which thread runs them; ONNX Runtime releases the interpreter lock."""
 
-    def __init__(self, session: ort.InferenceSession, signature: Signature) -> None:
+    def __init__(self, session: ort.InferenceSession, signature: Signature, pooler: Pooler | None = None) -> None:
         self._session: ort.InferenceSession | None = session
         self._run = session.run
         self.signature = signature
         self._inputs = tuple(spec.name for spec in signature.inputs)
-        self._outputs = [spec.name for spec in signature.outputs]
+        self._outputs = [spec.name for spec in signature.outputs] if pooler is None else pooler.names
+        self._pooler = pooler
         self._text_inputs = {spec.name for spec in signature.inputs if spec.datatype == "BYTES"}
         self._text_outputs = [i for i, spec in enumerate(signature.outputs) if spec.datatype == "BYTES"]
 
@@ -50,6 +52,8 @@ class OnnxModel:
         outputs: list[Array] = self._run(self._outputs, feed)
         for i in self._text_outputs:
             outputs[i] = _bytes(outputs[i])
+        if self._pooler is not None:
+            return self._pooler(outputs, inputs)
         return outputs
 
     def close(self) -> None:
@@ -88,9 +92,10 @@ def load(package: Package, options: RuntimeOptions) -> OnnxModel:
     session = open_session(package.file, threads)
     found, _ = inspect(session)
     declared = package.manifest.signature
+    pooling = pooling_of(package)
     for what, specs, known in (
         ("input", declared.inputs, {s.name: s.datatype for s in found.inputs}),
-        ("output", declared.outputs, {s.name: s.datatype for s in found.outputs}),
+        ("output", file_outputs(package, pooling), {s.name: s.datatype for s in found.outputs}),
     ):
         for spec in specs:
             if known.get(spec.name) != spec.datatype:
@@ -101,7 +106,7 @@ def load(package: Package, options: RuntimeOptions) -> OnnxModel:
     missing = {s.name for s in found.inputs} - {s.name for s in declared.inputs}
     if missing:
         raise PackageInvalid(f"model {package.name!r}: the signature lacks the inputs {sorted(missing)}")
-    return OnnxModel(session, declared)
+    return OnnxModel(session, declared, Pooler(pooling, declared) if pooling is not None else None)
 
 
 def inspect(session: ort.InferenceSession) -> tuple[Signature, int | None]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from pelton.errors import ModelFailed, PackageInvalid
 from pelton.packages import Package
-from pelton.packages.preprocess import Ctc, Labels, Postprocess, Value
+from pelton.packages.preprocess import Ctc, Embedding, Labels, Postprocess, Transcript, Value
 from pelton.transforms.elements import from_bf16
+from pelton.transforms.transcript import answer as transcript
 from pelton.types import Array, TensorSpec
 
 FILE_LIMIT: Final = 16 * 1024 * 1024  # of a labels or symbols file
@@ -63,6 +64,10 @@ def compile_finish(package: Package) -> Finish:
 def _answer(block: Postprocess, spec: TensorSpec, package: Package) -> Answer:
     if isinstance(block, Labels):
         return _labels(block, spec, package)
+    if isinstance(block, Transcript):
+        return transcript(block, spec)
+    if isinstance(block, Embedding):
+        return _per_instance(_embedding(block, spec))
     if spec.type.kind == "bytes" and (isinstance(block, Ctc) or block.index is not None):
         raise PackageInvalid(f"postprocess of {spec.name!r}: the output is BYTES, numbers are needed")
     if isinstance(block, Ctc):
@@ -123,6 +128,17 @@ def _list(array: Array) -> list[Any]:
 
 def _text(item: Any) -> str:
     return item.decode(errors="replace") if isinstance(item, bytes) else str(item)
+
+
+def _embedding(block: Embedding, spec: TensorSpec) -> Callable[[Array], list[Any]]:
+    if spec.type.kind != "float" or len(spec.shape) != 1 or spec.shape[0] < 1:
+        raise PackageInvalid(
+            f"postprocess of {spec.name!r}: an embedding is a vector of floats of known length; "
+            f"the output is {spec.datatype} {list(spec.shape)}"
+        )
+    if any(not 0 < size <= spec.shape[0] for size in block.dimensions):
+        raise PackageInvalid(f"postprocess of {spec.name!r}: dimensions must be 1 to {spec.shape[0]}")
+    return _plainly(spec)
 
 
 def _value(block: Value, spec: TensorSpec) -> Callable[[Array], list[Any]]:

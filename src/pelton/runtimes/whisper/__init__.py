@@ -26,3 +26,7 @@ One row is a window: at most 30 s, cut out of the sound at the quietest place. S
 batch, a long sound yields to short ones (it is cut into pieces as every large call is), and one that is cancelled stops
 after the windows that run.
 """
+
+from pelton.runtimes.whisper.model import WhisperModel, load
+
+__all__ = ["WhisperModel", "load"]
