@@ -36,6 +36,7 @@ OWNERS = {
     "onnxruntime": {"runtimes/onnx.py"},
     "torch": {"runtimes/lm/"},
     "triton": {"runtimes/lm/"},
+    "xllamacpp": {"runtimes/llama_cpp/library.py"},
     "sklearn": {"importers/"},
     "lightgbm": {"importers/"},
     "xgboost": {"importers/"},
