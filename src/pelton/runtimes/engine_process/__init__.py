@@ -30,7 +30,7 @@ def load(package: Package, options: RuntimeOptions) -> LanguageEngine:
             f"model {package.name!r}: options.engine is {engine!r}, must be auto, {', '.join(ENGINES)}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
-    return EngineProcess(order(package, own, engine, getattr(options, "cache", "")))
+    return EngineProcess(order(package, own, engine, options.cache))
 
 
 def order(package: Package, own: Options, engine: str, cache: str) -> EngineOrder:

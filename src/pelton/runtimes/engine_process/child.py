@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pelton.errors import ExtraMissing, ModelFailed, PeltonError
 from pelton.runtimes.child_process import die_first, end_with_server, print_line_by_line
@@ -34,8 +33,10 @@ from pelton.runtimes.engine_process.order import Built, EngineOrder
 from pelton.runtimes.language import ENGINES, Order
 from pelton.runtimes.step_engine import Grammar, GrammarSpec, LmOutput, StepReport
 
+if TYPE_CHECKING:
+    from pelton.language.grammar import Vocabulary
+
 STEP_RAISED: Final = 70  # exit code
-HEARTBEAT: Final = 5.0  # seconds; the longest silence while there is work
 NICE: Final = 1  # the server's event loop goes first
 
 
@@ -56,7 +57,6 @@ class Host:
         self._poll = select.poll()
         for fd in (channel.fileno(), self._bell):
             self._poll.register(fd, select.POLLIN)
-        self._reported = time.monotonic()
         interrupt = getattr(built.engine, "interrupt", None)
         if interrupt is not None:
             interrupt((channel.fileno(), self._bell))
@@ -139,12 +139,8 @@ class Host:
         for output in report.outputs:
             if output.finish_reason is not None:
                 self._live.discard(output.request_id)
-        empty = not (report.outputs or report.shares or report.preempted)
-        now = time.monotonic()
-        if empty and now - self._reported < HEARTBEAT:
-            return
-        self._reported = now
-        self._channel.sendall(wire.encode(wire.Report(report)))
+        if report.outputs or report.shares or report.preempted:
+            self._channel.sendall(wire.encode(wire.Report(report)))
 
     def _say(self, outputs: Sequence[LmOutput]) -> None:
         """What no step brings."""
@@ -210,17 +206,19 @@ def _build(channel: socket.socket, order: EngineOrder) -> Host | None:
 
 
 @cache
-def _vocabulary(folder: str) -> object:
-    return importlib.import_module("pelton.language.grammar").vocabulary(Path(folder))
+def _vocabulary(folder: str) -> Vocabulary:
+    from pelton.language.grammar import Vocabulary
+
+    return Vocabulary.read(Path(folder))
 
 
 def _compile_grammar(folder: str, spec: GrammarSpec) -> Grammar:
-    """By name: what text is belongs to another room, which knows the contracts of this one."""
-    grammar: Grammar = importlib.import_module("pelton.language.grammar").compile(spec, _vocabulary(folder))
-    return grammar
+    return _vocabulary(folder).compile(spec)
 
 
 def _words(error: BaseException) -> str:
+    if isinstance(error, PeltonError):
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

@@ -79,8 +79,8 @@ class Built:
     `grammars` turns a spec into what the engine expects as `LmRequest.grammar`, in a thread of its own while the engine
     steps; it raises ValueError for one that cannot be. None: `pelton.language.grammar` with the package's tokenizer.
 
-    An engine that waits inside of `step` may have a method `interrupt(fd: int)`: it is called once, before the first
-    step, and from then on `step` returns early, without outputs if need be, when the file `fd` becomes readable.
+    An engine that waits inside of `step` may have a method `interrupt(fds)`: it is called once, before the first step,
+    and from then on `step` returns early, without outputs if need be, when one of these files becomes readable.
     """
 
     engine: StepEngine
