@@ -132,9 +132,10 @@ def _listed(more: int, before: str = "") -> str:
 
 
 def _literal(text: str, tokenizer: Tokenizer) -> str:
-    """A marker in a grammar: the control token where it is one, else its characters."""
+    """A marker in a grammar: the token of that name where there is one (a grammar's text is never matched by an added
+    token, special or not), else its characters."""
     token = tokenizer.id_of(text)
-    return f"<[{token}]>" if token in tokenizer.special_ids else _text(text)
+    return _text(text) if token is None else f"<[{token}]>"
 
 
 def _text(text: str) -> str:
