@@ -128,7 +128,7 @@ class TritonOps:
         self.thin_shape = thin_linear.ThinShape()
         self.thin_rows = 4  # with more rows the library is as fast
         self.float8_shape = float8_linear.Float8Shape()  # to 32 rows
-        self.float8_shape_64 = float8_linear.Float8Shape(stages=4)
+        self.float8_shape_64 = float8_linear.Float8Shape(stages=5)
         self.float8_rows = float8_linear.MAX_ROWS
         self.unscaled_rows = 512  # float8, by the library: with more rows it is faster with scales than without
         self._one: torch.Tensor | None = None

@@ -31,14 +31,14 @@ def _decode_part(
     BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
-    if CHAINED:
-        gdc_wait()
-        gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(0)  # first: the heads of a row run side by side, and their keys lie side by side
+    row = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     keys = tl.load(position_ptr + row) + 1  # position -1 marks a padding row: no keys
     slot = tl.load(slot_ptr + row).to(tl.int64)
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     first = 0
     if WINDOW > 0:
         first = tl.maximum(keys - WINDOW, 0) // TILE * TILE
@@ -153,7 +153,7 @@ def decode_attention(
     kernel = decode_part_float8 if float8 else _decode_part
     parts = torch.empty((rows, heads, splits, dim) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     lse = torch.empty((rows, heads, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
-    kernel[(rows, kv_heads, splits)](
+    kernel[(kv_heads, rows, splits)](
         q, cache, table, slots, positions, out, parts, lse,
         scale, cache.stride(0), q.stride(0), table.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads,

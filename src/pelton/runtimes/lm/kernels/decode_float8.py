@@ -28,14 +28,14 @@ def decode_part_float8(
     BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
-    if CHAINED:
-        gdc_wait()
-        gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(0)  # first: the heads of a row run side by side, and their keys lie side by side
+    row = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     keys = tl.load(position_ptr + row) + 1  # position -1 marks a padding row: no keys
     slot = tl.load(slot_ptr + row).to(tl.int64)
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     first = 0
     if WINDOW > 0:
         first = tl.maximum(keys - WINDOW, 0) // TILE * TILE

@@ -36,21 +36,23 @@ def _norm(
     WIDTH: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, ADD: tl.constexpr, QUANTIZE: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
-    if CHAINED:
-        gdc_wait()
-        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
     inside = at < size
+    weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
+    if SCALED:
+        out_scale = tl.load(out_scale_ptr + at, mask=inside, other=0.0)
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     x = _sum(x_ptr, row * size + at, inside, tl.num_programs(0) * size, PARTS)
     if SCALED:
-        x = x * tl.load(row_scale_ptr + row) * tl.load(out_scale_ptr + at, mask=inside, other=0.0)
+        x = x * tl.load(row_scale_ptr + row) * out_scale
     if ADD:
         residual = tl.load(residual_ptr + row * size + at, mask=inside, other=0.0)
         x = (x + residual.to(tl.float32)).to(residual.dtype)
         tl.store(residual_ptr + row * size + at, x, mask=inside)
         x = x.to(tl.float32)
-    weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / size + eps) * weight
     if QUANTIZE:
         scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-6) / 448.0
@@ -65,19 +67,22 @@ def _gate(
     WIDTH: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, GELU: tl.constexpr, QUANTIZE: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
-    if CHAINED:
-        gdc_wait()
-        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = at < size
+    if SCALED:
+        gate_scale = tl.load(out_scale_ptr + at, mask=inside, other=0.0)
+        up_scale = tl.load(out_scale_ptr + size + at, mask=inside, other=0.0)
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     stride = tl.num_programs(0) * 2 * size
     gate = _sum(x_ptr, row * 2 * size + at, inside, stride, PARTS)
     up = _sum(x_ptr, row * 2 * size + size + at, inside, stride, PARTS)
     if SCALED:
         row_scale = tl.load(row_scale_ptr + row)
-        gate = gate * row_scale * tl.load(out_scale_ptr + at, mask=inside, other=0.0)
-        up = up * row_scale * tl.load(out_scale_ptr + size + at, mask=inside, other=0.0)
+        gate = gate * row_scale * gate_scale
+        up = up * row_scale * up_scale
     if GELU:
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         gate = gate * tl.sigmoid(2.0 * inner)  # 0.5 (1 + tanh z) = sigmoid(2 z)
@@ -98,17 +103,20 @@ def _rope_store(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     TILE: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    position = tl.load(position_ptr + row)
+    known = tl.maximum(position, 0)  # -1 marks a padding row
+    slot = tl.load(slot_ptr + row).to(tl.int64)
+    block = tl.load(table_ptr + slot * table_stride + known // BLOCK).to(tl.int64)
+    head = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    half = tl.arange(0, DIM // 2)
+    inside = (head < HEADS + 2 * KV_HEADS)[:, None] & (half >= 0)[None, :]
+    cos = tl.load(cos_ptr + known * (DIM // 2) + half)[None, :]
+    sin = tl.load(sin_ptr + known * (DIM // 2) + half)[None, :]
     if CHAINED:
         gdc_wait()
         gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
-    position = tl.load(position_ptr + row)
     if position >= 0:
-        slot = tl.load(slot_ptr + row).to(tl.int64)
-        block = tl.load(table_ptr + slot * table_stride + position // BLOCK).to(tl.int64)
-        head = tl.program_id(1) * TILE + tl.arange(0, TILE)
-        half = tl.arange(0, DIM // 2)
-        inside = (head < HEADS + 2 * KV_HEADS)[:, None] & (half >= 0)[None, :]
         at = (row * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM + half[None, :]
         stride = tl.num_programs(0) * (HEADS + 2 * KV_HEADS) * DIM
         x1 = _sum(qkv_ptr, at, inside, stride, PARTS)
@@ -129,8 +137,6 @@ def _rope_store(
             kw2 = tl.load(k_weight_ptr + half + DIM // 2)[None, :]
             x1 = x1 * norm * tl.where(is_q, qw1, kw1)
             x2 = x2 * norm * tl.where(is_q, qw2, kw2)
-        cos = tl.load(cos_ptr + position * (DIM // 2) + half)[None, :]
-        sin = tl.load(sin_ptr + position * (DIM // 2) + half)[None, :]
         y1 = x1 * cos - x2 * sin
         y2 = x2 * cos + x1 * sin
         q_at = (row * HEADS + head)[:, None] * DIM + half[None, :]

@@ -1,7 +1,10 @@
 """Programmatic dependent launch: a kernel's blocks are placed while the kernel before it still drains.
 
-Every kernel waits (`gdc_wait`) before it touches what others wrote, so the order of memory is that of the stream;
-what is saved is the gap between kernels, which is most of the time of a small decode step. Hopper and newer.
+Every kernel waits (`gdc_wait`) before it touches what the kernel before it wrote, so the order of memory is that of
+the stream; what is saved is the gap between kernels, which is most of the time of a small decode step. Hopper and
+newer. What is older than the kernel before may be read ahead of the wait: that kernel let this one start only once
+it had waited itself, and then all before it had ended. So weights and a step's positions, slots and block tables are
+read early, in every kernel but a step's first.
 """
 
 from __future__ import annotations
