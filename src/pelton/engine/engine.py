@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pelton.engine.account import error_kind, record_of, record_of_stream, records_of
 from pelton.engine.generation import Generation
+from pelton.engine.lengths import LengthPieces, measure, parts_of, priority_of
 from pelton.engine.pieces import Pieces
 from pelton.engine.preparation import Preparation, attempt
 from pelton.engine.served import Directory, Pick, Served
@@ -30,7 +31,8 @@ from pelton.errors import (
 )
 from pelton.records import Ledger, Record
 from pelton.replicas import Replica, bucket, target_seconds
-from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, Scheduler
+from pelton.replicas.lengths import longest
+from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, LengthBatcher, LengthScheduler, Scheduler
 from pelton.transforms import Prepared
 from pelton.types import QUEUED, RUNNING, SETTLED, Batch, Call, Outcome
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 65_536  # of one call
+OFF_THE_LOOP = frozenset({"python", "whisper"})  # runtimes whose batches may take seconds though the last one was short
 
 
 class Engine:
@@ -65,12 +68,17 @@ class Engine:
         `latency` is its S(b) as measured while loading."""
         target = target_seconds(replica.package, latency)
         manifest = replica.package.manifest
-        policy = BatchPolicy(target, replica.max_rows, manifest.batching.objective, manifest.runtime != "python")
-        batcher = Batcher(policy, latency)
-        scheduler = Scheduler(
-            batcher, self._executor, replica.run, partial(self._settle_batch, replica), partial(self._settle, replica)
+        policy = BatchPolicy(
+            target, replica.max_rows, manifest.batching.objective, manifest.runtime not in OFF_THE_LOOP
         )
+        ends = partial(self._settle_batch, replica), partial(self._settle, replica)
+        if replica.ragged is None:
+            scheduler = Scheduler(Batcher(policy, latency), self._executor, replica.run, *ends)
+        else:
+            batcher = LengthBatcher(policy, latency, longest(replica.package))
+            scheduler = LengthScheduler(batcher, self._executor, replica.run, *ends)
         served = Served(replica, scheduler, target)
+        served.varies = replica.varies or replica.ragged is not None
         self.admit(served, current)
         return served
 
@@ -244,6 +252,8 @@ class Engine:
             return
         call.inputs, call.counts, call.fields = result.inputs, result.counts, None
         call.rows = len(result.inputs[0])
+        if result.lengths is not None:
+            call.lengths, call.tokens = result.lengths, sum(result.lengths)
         if not served.replica.signature.batched:
             if call.rows != 1:
                 self._settle(served.replica, call, Unsupported("this model takes one instance per call"))
@@ -260,7 +270,9 @@ class Engine:
                 raise InvalidInput("this call has no rows; send at least one")
             if call.inputs and served.replica.varies:
                 call.bucket = bucket(served.replica.signature, call.inputs)
-            if call.rows > scheduler.batcher.cap and call.rows > 1:
+            if isinstance(scheduler, LengthScheduler):
+                self._schedule_lengths(served, scheduler, call, returned_after)
+            elif call.rows > scheduler.batcher.cap and call.rows > 1:
                 self._schedule_pieces(served, call)
             else:
                 scheduler.submit(call, self.clock(), returned_after)
@@ -275,12 +287,32 @@ class Engine:
         if not call.own_deadline:  # the target is meant for what fits one batch
             call.deadline += served.target * (call.rows // cap)
         scheduler.admit(call, now)
-        pieces = Pieces(call, cap, scheduler, partial(self._settle, served.replica))
+        self._enqueue(served, Pieces(call, cap, scheduler, partial(self._settle, served.replica)), now)
+
+    def _schedule_lengths(self, served: Served, lane: LengthScheduler, call: Call, returned_after: float) -> None:
+        """A call of a model whose rows differ in length: what is about as long runs together."""
+        replica, batcher, now = served.replica, lane.batcher, self.clock()
+        assert isinstance(batcher, LengthBatcher)
+        measure(replica, call)
+        parts = parts_of(replica, call, batcher, MAX_ROWS)
+        if len(parts) == 1:
+            lane.submit(call, now, returned_after)
+            return
+        load = sum([len(rows) * tokens for rows, tokens in parts])
+        if load > batcher.cap and not call.own_deadline:
+            call.deadline += served.target * (load // batcher.cap)
+        if load > batcher.cap or lane.running or batcher.rows:
+            lane.admit(call, now)
+        specs, settle = replica.signature.inputs, partial(self._settle, replica)
+        self._enqueue(served, LengthPieces(call, parts, specs, lane, settle, priority_of(call, load, batcher.cap)), now)
+
+    def _enqueue(self, served: Served, pieces: Pieces, now: float) -> None:
+        call = pieces.whole
         self._pieces[id(call)] = pieces
         call.queued = now
         call.state = RUNNING
         for piece in pieces.calls:
-            scheduler.enqueue(piece, now)
+            served.scheduler.enqueue(piece, now)
 
     # ---- settle: `_settle` is the only place where a call ends that has no answer, `_settled` for those that have one
 

@@ -25,9 +25,12 @@ class Pieces:
         self.whole = whole
         self._scheduler = scheduler
         self._settle = settle
-        self.calls = [self._piece(start, min(start + cap, whole.rows)) for start in range(0, whole.rows, cap)]
+        self.calls = self._cut(cap)
         self._left = len(self.calls)
         self._batch = Batch([whole], cap, "pieces")
+
+    def _cut(self, cap: int) -> list[Call]:
+        return [self._piece(start, min(start + cap, self.whole.rows)) for start in range(0, self.whole.rows, cap)]
 
     def _piece(self, start: int, stop: int) -> Call:
         whole = self.whole

@@ -10,6 +10,7 @@ import numpy as np
 
 from pelton.errors import InvalidInput, ModelFailed, PeltonError
 from pelton.packages import Package, golden
+from pelton.replicas import lengths
 from pelton.runtimes.contract import LoadedModel, RuntimeOptions
 from pelton.runtimes.contract import load as load_runtime
 from pelton.scheduling import LatencyModel
@@ -41,6 +42,8 @@ class Replica:
         self._clock = clock
         self.varies = any(not spec.fixed and spec.pad is None for spec in self.signature.inputs)
         self._padded = any(spec.pad is not None for spec in self.signature.inputs)
+        self.ragged = lengths.ragged(self.signature)  # the input whose width is that of the call's longest row
+        self._trimmed = self.ragged is not None and any(not spec.fixed for spec in self.signature.outputs)
 
     def run(self, batch: Batch) -> list[Outcome]:
         """One outcome per call. A call whose rows make the model raise fails alone."""
@@ -77,6 +80,8 @@ class Replica:
 
         Raises ModelFailed when the model cannot answer one row, and then nothing should serve it.
         """
+        if self.ragged is not None:
+            return lengths.profile(self.package, self._recorded(), self._checked, self._clock, PROFILE_SECONDS)
         points: list[tuple[int, float]] = []
         samples = self._samples()
         end = self._clock() + PROFILE_SECONDS
@@ -166,17 +171,30 @@ class Replica:
             return [self._checked(calls[0].inputs, calls[0].rows)]
         rows = sum([call.rows for call in calls])
         outputs = self._checked(self._joined(calls), rows)
+        if self._trimmed:
+            return self._without_filling(_split(outputs, calls), calls)
         if rows == len(calls):
             if len(outputs) == 1:
                 return [[row] for row in outputs[0][:, None]]
             return [list(row) for row in zip(*(output[:, None] for output in outputs), strict=True)]
-        outcomes: list[Outcome] = []
-        start = 0
-        for call in calls:
-            stop = start + call.rows
-            outcomes.append([output[start:stop] for output in outputs])
-            start = stop
-        return outcomes
+        return _split(outputs, calls)
+
+    def _without_filling(self, outcomes: list[Outcome], calls: Sequence[Call]) -> list[Outcome]:
+        """Outputs with a row for each token: what was filled up for the company is cut off again."""
+        place = self.ragged or 0
+        longest = max([call.inputs[place].shape[1] for call in calls])
+        cut: list[Outcome] = []
+        for outcome, call in zip(outcomes, calls, strict=True):
+            own = call.inputs[place].shape[1]
+            cut.append(
+                [
+                    output[:, :own] if spec.shape[:1] == (-1,) and output.shape[1] == longest else output
+                    for spec, output in zip(self.signature.outputs, outcome, strict=True)
+                ]
+                if isinstance(outcome, list) and own < longest
+                else outcome
+            )
+        return cut
 
     def _joined(self, calls: Sequence[Call]) -> list[Array]:
         count = len(self.signature.inputs)
@@ -198,6 +216,17 @@ class Replica:
                         f"model {self.name!r}: output {spec.name!r} has the shape {output.shape} for {rows} rows"
                     )
         return outputs
+
+
+def _split(outputs: Sequence[Array], calls: Sequence[Call]) -> list[Outcome]:
+    """Each call's own rows."""
+    outcomes: list[Outcome] = []
+    start = 0
+    for call in calls:
+        stop = start + call.rows
+        outcomes.append([output[start:stop] for output in outputs])
+        start = stop
+    return outcomes
 
 
 def _halves(start: int, stop: int) -> list[tuple[int, int]]:
