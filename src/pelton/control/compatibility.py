@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pelton.errors import Unsupported
 from pelton.packages import Manifest
 from pelton.packages import preprocess as pre
 from pelton.types import TensorSpec
@@ -33,6 +34,15 @@ def incompatible(deployed: Manifest, candidate: Manifest) -> list[str]:
     if deployed.signature.batched != candidate.signature.batched:
         found.append("one of them takes batches, the other does not")
     return found
+
+
+def check_comparable(manifest: Manifest) -> None:
+    """Raises Unsupported for a model whose answers cannot be compared with those of another version."""
+    if manifest.runtime == "language":
+        raise Unsupported(
+            f"{manifest.name} is a language model: two good texts differ, so a shadow's answers would say nothing; use a "
+            f"rollout, which counts errors and slow calls: pelton rollout start {manifest.name}:VERSION"
+        )
 
 
 def fields_of(manifest: Manifest) -> dict[str, Field]:

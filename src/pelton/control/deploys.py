@@ -128,6 +128,9 @@ class Deploys(Desk):
         package = self._package(version_ref(deployment.name, version))
         if package.version == deployment.version:
             raise InvalidInput(f"{deployment.name}:{package.version[:12]} is what answers; a shadow is another version")
+        from pelton.control.compatibility import check_comparable  # it brings numpy
+
+        check_comparable(package.manifest)
         return Shadow(package.version, share, tolerance, segment)
 
     def _abort_for_rollback(

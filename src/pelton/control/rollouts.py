@@ -61,6 +61,10 @@ class Rollouts(Desk):
         package = self._package(ref)
         deployment = self._base(package.name)
         self._check_start(deployment, package, shadow_share, steps)
+        if limits.disagreement is not None:
+            from pelton.control.compatibility import check_comparable
+
+            check_comparable(package.manifest)
         warnings = self._check_callers(deployment, package, force)
         plan = self._plan(package.name, tuple(steps), limits)
         if limits.disagreement is not None and deployment.shadow is not None:

@@ -230,7 +230,9 @@ class Converger:
         current = self._served(name, present.current) if present.current else None
         if current is not None:
             current.mirror = None
-            if mirroring is not None:
+            if mirroring is not None and current.lane is not None:
+                log.error("model %s: a language model cannot have a shadow; no calls are copied", name)
+            elif mirroring is not None:
                 from pelton.server.control.splits import LiveMirror
 
                 shadow = self._served(name, mirroring.shadow.version)

@@ -46,7 +46,8 @@ class Track:
     def add(self, record: Record) -> None:
         """Counts one call. What went wrong by the caller's doing, or because the caller left in time, is none."""
         error = record.error
-        late = error in LATE or record.total > self.slow
+        seconds = record.total if record.usage is None else record.usage.first  # of generations: to the first token
+        late = error in LATE or seconds > self.slow
         if error and not late and error not in ERRORS:
             return
         if self._over:

@@ -42,8 +42,12 @@ class Reporter:
     def _model(self, name: str, windows: dict[WindowKey, Window], seconds: float) -> ModelStatus:
         mine = [window for key, window in windows.items() if key.model == name and key.protocol != PROTOCOL]
         calls = sum(window.answered + sum(window.errors.values()) for window in mine)
+        versions = self._converger.states(name)
+        for served in self._engine.directory.versions(name):
+            if served.lane is not None and served.lane.away:
+                versions[served.version] = f"{versions.get(served.version, '')} ({served.lane.away})".strip()
         return ModelStatus(
-            versions=self._converger.states(name),
+            versions=versions,
             converged=self._converger.present(name).converged,
             calls_per_second=calls / seconds if seconds else 0.0,
             errors_share=sum(window.errors.get(kind, 0) for window in mine for kind in ERRORS) / max(calls, 1),
@@ -81,4 +85,5 @@ def name_of_process() -> str:
 def _above(window: Window, seconds: float) -> int:
     """Answered calls that took longer; of the bucket that the limit cuts, none."""
     first = next((i for i in range(BUCKETS) if upper_edge(i) >= seconds), BUCKETS)
-    return int(window.stages["total"].counts[first + 1 :].sum())
+    times = window.stages["total"] if window.tokens is None else window.tokens.histograms["first"]
+    return int(times.counts[first + 1 :].sum())

@@ -33,6 +33,19 @@ class Field(msgspec.Struct, frozen=True):
     shape: tuple[int, ...] = ()
 
 
+class LanguageCard(msgspec.Struct, frozen=True):
+    """What people ask first of a language model. `chat`: it has a template for conversations."""
+
+    engine: str
+    why: str
+    context: int
+    streams: int
+    chat: bool
+    architecture: str = ""
+    parameters: int = 0
+    quantization: str = ""
+
+
 class Card(msgspec.Struct, frozen=True):
     """`tensors`: what an OIP request holds, (name, datatype, shape with the row dimension). `example`: one row, where it
     is short. `row` and `answer` are JSON Schemas."""
@@ -52,6 +65,7 @@ class Card(msgspec.Struct, frozen=True):
     example: dict[str, Any] | None
     row: dict[str, Any]
     answer: dict[str, Any]
+    language: LanguageCard | None = None
 
 
 _known: WeakKeyDictionary[Served, bytes] = WeakKeyDictionary()  # must not keep a model that was unloaded
@@ -88,8 +102,20 @@ def _made(served: Served) -> bytes:
             example=example if short else None,
             row=row_schema(fields),
             answer=answer_schema(manifest),
+            language=_language(served),
         )
     )
+
+
+def _language(served: Served) -> LanguageCard | None:
+    facts, language = served.engine_facts, served.language
+    if facts is None or language is None:
+        return None
+    card = language.card
+    return LanguageCard(
+        facts.engine, facts.why, facts.context, facts.streams, language.template is not None,
+        card.architecture, card.parameters, card.quantization,
+    )  # fmt: skip
 
 
 def read(data: bytes) -> Card:

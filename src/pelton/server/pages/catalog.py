@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from pelton.records import Window
-from pelton.records.snapshot import Lane, Snapshot, by_version, merged
+from pelton.records.snapshot import Lane, Snapshot, Streams, by_version, merged
+from pelton.records.tokens import TokenSums
 from pelton.server.fleet import UNLOADED
 from pelton.server.pages import cards
 
@@ -24,9 +25,11 @@ def catalog(processes: Sequence[Snapshot], states: Mapping[str, str], reason: st
     models = [
         _model(same, totals.get(key, Window()), recent.get(key, Window()), seconds) for key, same in lanes.items()
     ]
+    shown = {model["name"] for model in models if model["state"] != "ready"}  # its engine is away
     models += [
         {"name": name, "state": "unloaded" if state == UNLOADED else "unavailable", "reason": state}
         for name, state in states.items()
+        if name not in shown
     ]
     return {
         "server": {
@@ -61,10 +64,13 @@ def _model(lanes: Sequence[Lane], total: Window, recent: Window, seconds: float)
     card: dict[str, Any] = msgspec.to_builtins(cards.read(lanes[0].card))
     for key in ("row", "answer", "example"):
         card.pop(key)
+    streams = [lane.streams for lane in lanes if lane.streams is not None]
+    away = next((one.away for one in streams if one.away), "")
     return {
         **card,
-        "state": "ready",
-        "reason": "",
+        "state": "unavailable" if away else "ready",
+        "reason": away,
+        "streams": engine_figures(streams) if streams else None,
         "target_ms": max(lane.target for lane in lanes) * 1e3,
         "batch_cap": min(lane.cap for lane in lanes),
         "queue_rows": sum(lane.queue_rows for lane in lanes),
@@ -86,4 +92,32 @@ def figures(window: Window, seconds: float) -> dict[str, Any]:
         "batch_rows": window.rows / batches if batches else None,
         "answered": window.answered,
         "errors": window.errors,
+        "tokens": token_figures(window.tokens, seconds) if window.tokens is not None else None,
+    }
+
+
+def token_figures(sums: TokenSums, seconds: float) -> dict[str, Any]:
+    """The tokens of a window: times are milliseconds, from a call's first byte to its first token, and per token."""
+    first, each = sums.histograms["first"], sums.histograms["each"]
+    return {
+        "input": sums.prompt,
+        "cached": sums.cached,
+        "output": sums.completion,
+        "per_second": sums.completion / seconds if seconds else 0.0,
+        "first_p50_ms": first.quantile(0.5) * 1e3 if first.count else None,
+        "first_p99_ms": first.quantile(0.99) * 1e3 if first.count else None,
+        "each_p50_ms": each.quantile(0.5) * 1e3 if each.count else None,
+        "each_p99_ms": each.quantile(0.99) * 1e3 if each.count else None,
+    }
+
+
+def engine_figures(streams: Sequence[Streams]) -> dict[str, Any]:
+    """What the engines of a language model have to do now."""
+    return {
+        "running": sum(one.running for one in streams),
+        "places": sum(one.places for one in streams),
+        "waiting": sum(one.waiting for one in streams),
+        "waiting_tokens": sum(one.waiting_tokens for one in streams),
+        "kv_used": max(one.kv_used for one in streams),
+        "restarts": sum(one.restarts for one in streams),
     }

@@ -16,13 +16,14 @@ from pelton.transforms import FieldSpec
 from pelton.types import Array, TensorSpec
 
 SHORT: Final = 64  # elements of a tensor that are written out; longer ones are base64
+QUESTION: Final = "Why is the sky blue?"  # to a language model
 ANY_DIM: Final = 16  # stands for a dimension that may vary
 
 
 def row_of(served: Served) -> dict[str, Any]:
     """The body of a call to `/predict/{model}`. Reads files: meant for a thread."""
     manifest = served.replica.package.manifest
-    if manifest.example is not None or manifest.preprocess:
+    if manifest.example is not None or manifest.preprocess or served.language is not None:
         return quick(served)
     recorded = _recorded(served)
     return {
@@ -36,6 +37,8 @@ def quick(served: Served) -> dict[str, Any]:
     manifest = served.replica.package.manifest
     if manifest.example is not None:
         return dict(manifest.example)
+    if served.language is not None:
+        return {spec.name: QUESTION for spec in manifest.signature.inputs}
     if manifest.preprocess:
         return {field.name: _of_field(field) for field in served.replica.prepare.fields if field.required}
     return {spec.name: written(zeros(spec), spec) for spec in served.replica.signature.inputs}

@@ -31,11 +31,10 @@ def server_metadata() -> dict[str, Any]:
 def model_metadata(served: Served, versions: list[Served]) -> dict[str, Any]:
     """`GET /v2/models/{model}`: the inputs that a caller sends, which for preprocessed models are the fields."""
     replica = served.replica
-    manifest = replica.package.manifest
     return {
         "name": served.name,
         "versions": [one.short_version for one in versions],
-        "platform": PLATFORMS.get(manifest.runtime, manifest.runtime),
+        "platform": _platform(served),
         "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in inputs(served)],
         "outputs": [_tensor(spec, replica.signature.batched) for spec in replica.signature.outputs],
         "properties": _properties(served),
@@ -49,7 +48,7 @@ def model_config(served: Served) -> dict[str, Any]:
     batched = replica.signature.batched
     return {
         "name": served.name,
-        "platform": PLATFORMS.get(manifest.runtime, manifest.runtime),
+        "platform": _platform(served),
         "backend": BACKENDS.get(manifest.runtime, manifest.runtime),
         "max_batch_size": replica.max_rows if batched else 0,
         "input": [
@@ -77,6 +76,11 @@ def inputs(served: Served) -> list[tuple[str, str, list[int]]]:
     return [_field(field) for field in replica.prepare.fields]
 
 
+def _platform(served: Served) -> str:
+    runtime, facts = served.replica.package.manifest.runtime, served.engine_facts
+    return PLATFORMS.get(runtime, runtime) if facts is None else f"{runtime}_{facts.engine}"
+
+
 def _field(field: FieldSpec) -> tuple[str, str, list[int]]:
     if field.kind == "tensor":
         return field.name, field.datatype, [-1, *field.shape]
@@ -95,6 +99,24 @@ def _type(datatype: str) -> str:
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
+def _language_properties(served: Served) -> dict[str, str]:
+    """Of a language model: what can be asked of it."""
+    facts, language = served.engine_facts, served.language
+    if facts is None or language is None:
+        return {}
+    card = language.card
+    return {
+        "engine": facts.engine,
+        "engine.why": facts.why,
+        "streams": str(facts.streams),
+        "context": str(facts.context),
+        "chat": "yes" if language.template is not None else "no",
+        "architecture": card.architecture,
+        "parameters": str(card.parameters or ""),
+        "quantization": card.quantization,
+    }
+
+
 def _properties(served: Served) -> dict[str, str]:
     """What the protocol has no place for, as text."""
     replica = served.replica
@@ -106,6 +128,7 @@ def _properties(served: Served) -> dict[str, str]:
         "license": manifest.license,
         "source": manifest.source,
     }
+    facts |= _language_properties(served)
     if manifest.preprocess:
         facts["tensors"] = ", ".join(
             f"{spec.name} {spec.datatype}{_tensor(spec, replica.signature.batched)['shape']}"

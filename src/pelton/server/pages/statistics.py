@@ -28,7 +28,7 @@ def _one(name: str, version: str, window: Window) -> dict[str, Any]:
         "version": version[:12],
         "last_inference": int(window.last_answer * 1e3),
         "inference_count": window.rows,
-        "execution_count": sum(round(batch.count) for batch in window.batches.values()),
+        "execution_count": sum(round(batch.count) for batch in window.batches.values()) or window.rows,
         "inference_stats": {
             "success": _leaf(answered, stages["total"].sum),
             "fail": _leaf(sum(window.errors.values()), window.failed_seconds),
