@@ -11,11 +11,14 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from pelton.errors import InvalidInput, PeltonError, Unsupported
-from pelton.language import GrammarSpec, Language, Tokenizer
+from pelton.language import Language, Tokenizer
+from pelton.language import tools as tool_calls
+from pelton.language.tool_parser import CallPiece, Piece, ToolParser
 from pelton.runtimes.language import Facts
 from pelton.server.openai import asks, errors, messages, output_form, plan, receipts
 from pelton.server.openai.asks import ChatAsk
 from pelton.server.openai.caller import Caller
+from pelton.server.openai.constraints import grammar_of, refusal
 from pelton.server.openai.decoding import ask as as_ask
 from pelton.server.openai.endpoint import PROTOCOL, Target, find, in_turn, language_of
 from pelton.server.openai.errors import invalid, unsupported
@@ -118,14 +121,15 @@ async def planned(chat: Chat) -> Plan:
     told = messages.checked(ask.messages)
     size = sum(len(message["content"].encode("utf-8", "replace")) for message in told)
     plan.check_text(size, facts.context, "messages")
-    shown = chat.tools.for_template()
+    shown = chat.tools.told() or None
+    grammar = await grammar_of(chat.form, chat.tools, language)
     sampling = plan.sampling(ask, facts, language.card.vocab_size, language.card.defaults)
     sampling = plan.with_logprobs(sampling, chat.logprobs, facts, "top_logprobs")
     stops = plan.stops(ask)
     try:
         prompt = await in_turn(size, lambda: language.encode_chat(told, shown, **ask.chat_template_kwargs))
     except (InvalidInput, Unsupported) as error:
-        raise invalid(str(error), "messages") from None
+        raise refusal(error, "messages") from None
     limit = ask.max_completion_tokens if ask.max_completion_tokens is not None else ask.max_tokens
     plan.check_length((prompt,), limit, facts.context, "messages")
     plan.check_runs(ask.n, "n")
@@ -138,17 +142,12 @@ async def planned(chat: Chat) -> Plan:
         max_tokens=limit,
         n=ask.n,
         stops=stops,
-        grammar=plan.grammar(grammar_of(chat.form), facts, "response_format"),
+        grammar=plan.grammar(grammar, facts, "response_format" if chat.form.kind != "text" else "tool_choice"),
         logprobs=chat.logprobs,
+        show=tool_calls.shown(language.tokenizer) if chat.tools.names else frozenset(),
         route=chat.target.route,
         key=chat.target.key,
     )
-
-
-def grammar_of(form: Form) -> GrammarSpec | None:
-    if form.kind == "json_schema":
-        return GrammarSpec("json_schema", form.schema)
-    return GrammarSpec("json_object") if form.kind == "json_object" else None
 
 
 def answering(site: Site, chat: Chat, made: Plan) -> Application:
@@ -160,38 +159,119 @@ def answering(site: Site, chat: Chat, made: Plan) -> Application:
         events = ChatEvents(chat, stream)
         events.run = stream.work = Run(site.engine, served, chat.language, made, chat.caller, events)
         return stream
-    whole = Whole(lambda: _whole(chat, run, whole), known)
-    run = whole.work = Run(site.engine, served, chat.language, made, chat.caller, whole)
+    whole = ChatWhole(chat, known)
+    whole.run = whole.work = Run(site.engine, served, chat.language, made, chat.caller, whole)
     return whole
 
 
-def _whole(chat: Chat, run: Run, whole: Whole) -> Response:
-    body: Json = {
-        "id": chat.id,
-        "object": "chat.completion",
-        "created": chat.created,
-        "model": chat.model,
-        "choices": [_choice(chat, choice, whole) for choice in run.choices],
-        "usage": receipts.usage(run),
-        "service_tier": "default",
-        "system_fingerprint": receipts.fingerprint(run.served),
-    }
-    if chat.caller.receipt:
-        body["receipt"] = receipts.receipt(run)
-    return Response(encode(body), 200, receipts.headers_of(run, chat.ignored), "application/json")
+class Readers:
+    """Takes calls of tools out of the text of each choice."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._names = frozenset(chat.tools.names)
+        self._of: dict[int, ToolParser] = {}
+
+    def push(self, choice: Choice, text: str) -> list[Piece]:
+        """What is certain now."""
+        if not self._names:
+            return [text]
+        reader = self._of.get(choice.index)
+        if reader is None:
+            reader = self._of[choice.index] = ToolParser(self._chat.language.card.tool_style, self._names)
+        pieces = reader.push(text)
+        if not self._chat.tools.parallel and reader.calls and reader.calls[0].complete:
+            choice.end("stop")
+            return _first_call(pieces)
+        return pieces
+
+    def finish(self, choice: Choice) -> list[Piece]:
+        """The rest."""
+        reader = self._of.get(choice.index)
+        if reader is None or (not self._chat.tools.parallel and reader.calls):
+            return []
+        return reader.finish()
+
+    def calls(self, choice: Choice) -> list[Json]:
+        reader = self._of.get(choice.index)
+        made = reader.calls if reader is not None else []
+        return [_call(one.id, one.name, one.arguments) for one in made[: None if self._chat.tools.parallel else 1]]
+
+    def reason(self, choice: Choice) -> str:
+        """`finish_reason`."""
+        reader = self._of.get(choice.index)
+        called = reader is not None and bool(reader.calls)
+        return "tool_calls" if called and choice.finish_reason == "stop" else choice.finish_reason
 
 
-def _choice(chat: Chat, choice: Choice, whole: Whole) -> Json:
-    logprobs = None
-    if chat.logprobs is not None:
-        logged = whole.logged.get(choice.index, ())
-        logprobs = {"content": for_chat(chat.language.tokenizer, logged, chat.logprobs), "refusal": None}
-    return {
-        "index": choice.index,
-        "message": {"role": "assistant", "content": whole.text(choice), "refusal": None, "annotations": []},
-        "logprobs": logprobs,
-        "finish_reason": choice.finish_reason,
-    }
+def _first_call(pieces: Sequence[Piece]) -> list[Piece]:
+    """What comes up to the end of the first call."""
+    kept: list[Piece] = []
+    called = False
+    for piece in pieces:
+        if piece.index > 0 if isinstance(piece, CallPiece) else called:
+            break
+        called = isinstance(piece, CallPiece)
+        kept.append(piece)
+    return kept
+
+
+def _call(call_id: str, name: str, arguments: str) -> Json:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+class ChatWhole(Whole):
+    """An answer in one piece."""
+
+    def __init__(self, chat: Chat, headers: dict[str, str]) -> None:
+        super().__init__(self._response, headers)
+        self.run: Run | None = None
+        self._chat = chat
+        self._readers = Readers(chat)
+
+    def piece(self, choice: Choice, text: str, logged: Sequence[Logged]) -> None:
+        super().piece(choice, "".join(_texts(self._readers.push(choice, text))), logged)
+
+    def ended(self, choice: Choice) -> None:
+        super().piece(choice, "".join(_texts(self._readers.finish(choice))), ())
+
+    def _response(self) -> Response:
+        chat, run = self._chat, self.run
+        assert run is not None
+        body: Json = {
+            "id": chat.id,
+            "object": "chat.completion",
+            "created": chat.created,
+            "model": chat.model,
+            "choices": [self._choice(choice) for choice in run.choices],
+            "usage": receipts.usage(run),
+            "service_tier": "default",
+            "system_fingerprint": receipts.fingerprint(run.served),
+        }
+        if chat.caller.receipt:
+            body["receipt"] = receipts.receipt(run)
+        return Response(encode(body), 200, receipts.headers_of(run, chat.ignored), "application/json")
+
+    def _choice(self, choice: Choice) -> Json:
+        chat, logprobs = self._chat, None
+        if chat.logprobs is not None:
+            logged = self.logged.get(choice.index, ())
+            logprobs = {"content": for_chat(chat.language.tokenizer, logged, chat.logprobs), "refusal": None}
+        text: str | None = self.text(choice)
+        message: Json = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        calls = self._readers.calls(choice)
+        if calls:
+            message |= {"content": text if text and text.strip() else None, "tool_calls": calls}
+        return {
+            "index": choice.index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": self._readers.reason(choice),
+        }
+
+
+def _texts(pieces: Sequence[Piece]) -> list[str]:
+    return [piece for piece in pieces if isinstance(piece, str)]
 
 
 class ChatEvents:
@@ -202,6 +282,7 @@ class ChatEvents:
         self._chat = chat
         self._stream = stream
         self._tokenizer: Tokenizer = chat.language.tokenizer
+        self._readers = Readers(chat)
         self._begun: set[int] = set()
         shared: Json = {
             "id": chat.id,
@@ -222,18 +303,21 @@ class ChatEvents:
 
     def piece(self, choice: Choice, text: str, logged: Sequence[Logged]) -> None:
         self._begin(choice)
-        if not logged:
-            self._stream.push(
-                b'%b%d,"delta":{"content":%b%b' % (self._head, choice.index, encode(text), self._plain_tail)
-            )
-            return
-        count = self._chat.logprobs or 0
-        told = {"content": for_chat(self._tokenizer, logged, count), "refusal": None}
-        self._chunk(choice.index, {"content": text}, told, None)
+        told: Json | None = None
+        if logged:
+            count = self._chat.logprobs or 0
+            told = {"content": for_chat(self._tokenizer, logged, count), "refusal": None}
+        for piece in self._readers.push(choice, text):
+            self._piece(choice.index, piece, told)
+            told = None
+        if told is not None:  # its text is still held back
+            self._chunk(choice.index, {"content": ""}, told, None)
 
     def ended(self, choice: Choice) -> None:
         self._begin(choice)
-        self._chunk(choice.index, {}, None, choice.finish_reason)
+        for piece in self._readers.finish(choice):
+            self._piece(choice.index, piece, None)
+        self._chunk(choice.index, {}, None, self._readers.reason(choice))
 
     def complete(self) -> None:
         assert self.run is not None
@@ -250,6 +334,17 @@ class ChatEvents:
         self._stream.fail(error, error_event)
 
     # ---- chunks
+
+    def _piece(self, index: int, piece: Piece, logprobs: Json | None) -> None:
+        if isinstance(piece, CallPiece):
+            call: Json = {"index": piece.index, "function": {"arguments": piece.arguments}}
+            if piece.id:
+                call = {"index": piece.index, **_call(piece.id, piece.name, piece.arguments)}
+            self._chunk(index, {"tool_calls": [call]}, logprobs, None)
+        elif logprobs is None:
+            self._stream.push(b'%b%d,"delta":{"content":%b%b' % (self._head, index, encode(piece), self._plain_tail))
+        else:
+            self._chunk(index, {"content": piece}, logprobs, None)
 
     def _begin(self, choice: Choice) -> None:
         if choice.index not in self._begun:

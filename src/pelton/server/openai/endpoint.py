@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 PROTOCOL: Final = "openai"
 LONG_TEXT: Final = 8192  # characters: what is longer becomes tokens in a thread
 
+T = TypeVar("T")
 Answer = Callable[[dict[str, Any], Caller], Awaitable[Application]]
 
 
@@ -119,6 +120,6 @@ def language_of(served: Served) -> tuple[Language, Facts]:
     return language, facts
 
 
-async def in_turn(size: int, work: Callable[[], Any]) -> Any:
+async def in_turn(size: int, work: Callable[[], T]) -> T:
     """Runs `work` here, or in a thread where it would keep the event loop busy. `size`: characters that it reads."""
     return work() if size <= LONG_TEXT else await asyncio.to_thread(work)

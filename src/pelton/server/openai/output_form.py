@@ -21,12 +21,14 @@ FORMAT_NAME: Final = re.compile(r"[a-zA-Z0-9_\-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`kind` is "text", "json_object" or "json_schema"; `schema` is JSON."""
+    """`kind` is "text", "json_object" or "json_schema". `at`: the field that says so, `size`: its bytes."""
 
     kind: str = "text"
-    schema: str = ""
+    schema: Json | None = None
     name: str = ""
     strict: bool | None = None
+    at: str = "response_format"
+    size: int = 0
 
 
 TEXT: Final = Form()
@@ -51,16 +53,24 @@ class Tools:
     functions: tuple[Function, ...] = ()
     choice: str = "none"
     parallel: bool = True
+    size: int = 0  # bytes of all
 
     @property
-    def forced(self) -> str | None:
-        """The one tool that must be called."""
-        return self.choice[1:] if self.choice.startswith("!") else None
+    def names(self) -> list[str]:
+        """Of the tools that may be called."""
+        return [] if self.choice == "none" else [function.name for function in self.functions]
 
-    def for_template(self) -> list[Json] | None:
-        """As chat templates take them; None: there are none."""
-        if not self.functions:
-            return None
+    @property
+    def forced(self) -> bool:
+        return self.choice == "required" or bool(self.only)
+
+    @property
+    def only(self) -> str:
+        """The one tool that must be called."""
+        return self.choice[1:] if self.choice.startswith("!") else ""
+
+    def told(self) -> list[Json]:
+        """As chat templates take them."""
         return [{"type": "function", "function": _plain(function)} for function in self.functions]
 
 
@@ -86,7 +96,7 @@ def form_of(value: Json | None, at: str = "response_format") -> Form:
             f"{at}.type",
         )
     _only(value, ("type",), at)
-    return Form(kind)
+    return Form(kind, at=at)
 
 
 def schema_form(inner: Json, at: str) -> Form:
@@ -98,10 +108,11 @@ def schema_form(inner: Json, at: str) -> Form:
     if strict is not None and not isinstance(strict, bool):
         raise invalid(f"Invalid type for '{at}.strict': expected a boolean.", f"{at}.strict", "invalid_type")
     if schema is None:
-        return Form("json_object", "", name, strict)
+        return Form("json_object", None, name, strict, at)
     if not isinstance(schema, dict):
         raise invalid(f"Invalid type for '{at}.schema': expected an object.", f"{at}.schema", "invalid_type")
-    return Form("json_schema", _encoded(schema, SCHEMA_LIMIT, f"{at}.schema"), name, strict)
+    size = _size(schema, SCHEMA_LIMIT, f"{at}.schema")
+    return Form("json_schema", schema, name, strict, f"{at}.schema", size)
 
 
 def tools_of(tools: list[Json], choice: Any, parallel: bool) -> Tools:
@@ -114,12 +125,11 @@ def tools_of(tools: list[Json], choice: Any, parallel: bool) -> Tools:
                 f"Unsupported value: '{at}.type' is {str(raw.get('type'))[:60]!r}; tools are functions here.", at
             )
         functions.append(convert(_without_nulls(raw), Tool, at).function)
-    if functions:
-        _encoded(tools, TOOLS_LIMIT, "tools")
+    size = _size(tools, TOOLS_LIMIT, "tools") if functions else 0
     names = [function.name for function in functions]
     if len(set(names)) != len(names):
         raise invalid("Invalid value for 'tools': two of them have the same name.", "tools")
-    return Tools(tuple(functions), _choice(choice, names), parallel)
+    return Tools(tuple(functions), _choice(choice, names), parallel, size)
 
 
 def _choice(choice: Any, names: list[str]) -> str:
@@ -172,14 +182,16 @@ def _without_nulls(value: Any) -> Any:
 def _plain(function: Function) -> Json:
     made: Json = {"name": function.name, "description": function.description}
     made["parameters"] = function.parameters or {"type": "object", "properties": {}}
+    if function.strict is not None:
+        made["strict"] = function.strict
     return made
 
 
-def _encoded(value: Any, limit: int, at: str) -> str:
+def _size(value: Any, limit: int, at: str) -> int:
     try:
-        text = msgspec.json.encode(value)
+        size = len(msgspec.json.encode(value))
     except (RecursionError, ValueError):
         raise invalid(f"Invalid value for '{at}': it is nested too deeply.", at) from None
-    if len(text) > limit:
-        raise invalid(f"Invalid value for '{at}': it has {len(text)} bytes; {limit} are taken.", at)
-    return text.decode()
+    if size > limit:
+        raise invalid(f"Invalid value for '{at}': it has {size} bytes; {limit} are taken.", at)
+    return size

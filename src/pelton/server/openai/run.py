@@ -169,8 +169,9 @@ class Choice:
         return held
 
     def _finish(self, finish_reason: str) -> None:
-        self.finish_reason = finish_reason
-        self._run.finished(self)
+        if not self.finish_reason:  # the listener may have ended it
+            self.finish_reason = finish_reason
+            self._run.finished(self)
 
 
 class Run:
