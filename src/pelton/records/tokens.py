@@ -9,6 +9,8 @@ from pelton.records.histogram import SMALLEST, Histogram
 from pelton.records.record import TokenUsage
 
 TOKEN: Final = SMALLEST * (1.0 - 1e-9)  # histograms count durations: as the smallest, and surely not a little more
+PROVIDER: Final = "pelton"  # gen_ai.provider.name
+CHATS: Final = frozenset({"openai", "openai_chat", "openai_responses"})  # protocols
 HISTOGRAMS: Final = ("first", "each", "inputs", "outputs")
 
 
@@ -55,3 +57,8 @@ class TokenSums:
         self.decode_seconds += other.decode_seconds
         for name, histogram in other.histograms.items():
             self.histograms[name].merge(histogram)
+
+
+def operation_of(protocol: str) -> str:
+    """What OpenTelemetry calls a call of a language model that came by `protocol`."""
+    return "chat" if protocol in CHATS else "text_completion"

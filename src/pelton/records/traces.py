@@ -22,7 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 from pelton import __version__
 from pelton.errors import ExtraMissing, SettingInvalid
-from pelton.records.record import Record
+from pelton.records.record import Record, TokenUsage
+from pelton.records.tokens import PROVIDER, operation_of
 from pelton.records.trace_context import parse
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ BATCH: Final = 512  # records that are sent together
 PERIOD: Final = 1.0  # seconds until fewer are sent
 TIMEOUT: Final = 5.0  # seconds for one attempt to send a batch
 PATH: Final = "/v1/traces"
+SHORT: Final = 12  # characters of a version
 YIELD_AFTER: Final = 8  # spans; then the loop goes on, which else would wait 5 ms for the switch of threads
 PAUSE: Final = 1.0  # seconds before a batch is sent again
 AGAIN: Final = frozenset({0, 429, 502, 503, 504})  # statuses that the protocol calls retryable; 0: none came
@@ -56,6 +58,15 @@ NAMES: Final[dict[str, str]] = {
     "prepare": "pelton.prepare.seconds",
     "queue": "pelton.queue.seconds",
     "run": "pelton.run.seconds",
+}
+# The same of what generations used, by the conventions for generative AI (1.40).
+USAGE: Final[dict[str, str]] = {
+    "prompt": "gen_ai.usage.input_tokens",
+    "completion": "gen_ai.usage.output_tokens",
+    "cached": "gen_ai.usage.cache_read.input_tokens",
+    "engine": "pelton.engine",
+    "first": "pelton.first_token.seconds",
+    "per_token": "pelton.token.seconds",
 }
 # Kinds whose HTTP status is 5xx; the conventions leave a server's span without status for the caller's own errors.
 FAULTS: Final = frozenset({"model_failed", "internal", "refused", "deadline", "unsupported"})
@@ -241,8 +252,23 @@ def attributes(record: Record) -> Iterator[tuple[str, Any]]:
         value = getattr(record, field)
         if value:
             yield name, value
+    if record.usage is not None:
+        yield from _usage_attributes(record, record.usage)
     if record.request_id:
         yield "http.request.header.x-request-id", (record.request_id,)
+
+
+def _usage_attributes(record: Record, usage: TokenUsage) -> Iterator[tuple[str, Any]]:
+    yield "gen_ai.operation.name", operation_of(record.protocol)
+    yield "gen_ai.provider.name", PROVIDER
+    yield "gen_ai.request.model", record.model
+    yield "gen_ai.response.model", f"{record.model}:{record.version[:SHORT]}"
+    for field, name in USAGE.items():
+        value = getattr(usage, field)
+        if value:
+            yield name, value
+    if usage.finish:
+        yield "gen_ai.response.finish_reasons", (usage.finish,)
 
 
 def moments(record: Record) -> list[tuple[str, float]]:
@@ -254,7 +280,10 @@ def moments(record: Record) -> list[tuple[str, float]]:
     began = record.at - record.total
     started = max(record.at - record.run, began)
     queued = max(started - record.queue, began)
-    return [("queued", queued), ("batch started", started)]
+    if record.usage is None:
+        return [("queued", queued), ("batch started", started)]
+    first = [("first token", began + record.usage.first)] if record.usage.first else []
+    return [("queued", queued), ("first step", started), *first]
 
 
 def checked(endpoint: str) -> str:

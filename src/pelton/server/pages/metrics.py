@@ -24,7 +24,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from pelton.records import Histogram, Window, WindowKey
 from pelton.records.snapshot import Lane, Snapshot, Streams, by_version, merged
-from pelton.records.tokens import TOKEN, TokenSums
+from pelton.records.tokens import PROVIDER, TOKEN, TokenSums, operation_of
 
 STAGES: Final = (
     ("total", "pelton_request_seconds", "From the last byte of a request to its answer, of calls that were answered."),
@@ -45,8 +45,6 @@ GEN_AI_LABELS: Final = (
     "gen_ai_request_model",
     "gen_ai_response_model",
 )
-PROVIDER: Final = "pelton"
-OPERATIONS: Final = {"openai": "chat"}  # protocol -> gen_ai.operation.name; others complete a text
 TOKEN_COUNTS: Final = (
     ("prompt", "pelton_input_tokens", "Tokens of prompts."),
     ("cached", "pelton_cached_tokens", "Tokens of prompts that the prefix cache saved; they are among the input."),
@@ -174,7 +172,7 @@ def _tokens(totals: Mapping[WindowKey, Window]) -> Iterator[Metric]:
     by_model: dict[tuple[str, str], TokenSums] = {}
     for key, window in totals.items():
         if window.tokens is not None:
-            operation = OPERATIONS.get(key.protocol, "text_completion")
+            operation = operation_of(key.protocol)
             by_operation.setdefault((operation, key.model, key.version), TokenSums()).merge(window.tokens)
             by_model.setdefault((key.model, key.version), TokenSums()).merge(window.tokens)
     if not by_model:
