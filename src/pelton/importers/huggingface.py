@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from pelton.errors import SourceInvalid
-from pelton.importers import onnx, onnx_file
+from pelton.importers import onnx, onnx_file, sentence
 from pelton.importers.draft import Options, draft, finish, place, rows_of_example
 from pelton.importers.hub import Address, Hub, Repository
 from pelton.packages import Manifest, Package
@@ -24,7 +24,7 @@ _CONFIG_LIMIT: Final = 16 * 1024**2
 _FILTERS: Final[Mapping[int, str]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _TOKENS: Final = 512
 # their positions start after the padding token's
-_SHIFTED: Final = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
+SHIFTED: Final = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
 
 Json = dict[str, Any]
 
@@ -34,16 +34,22 @@ def add(source: str, registry: Registry, options: Options) -> Package:
     if not source.startswith("hf:"):
         folder = Path(source)
         names = [str(PurePosixPath(path.relative_to(folder))) for path in folder.rglob("*") if path.is_file()]
+        if sentence.applies(names):
+            return sentence.build(source, folder.resolve().name, lambda name: folder / name, names, registry, options)
         chosen = choose(source, names, "")
         return build(source, folder.resolve().name, chosen, lambda name: folder / name, names, registry, options)
     address = Address.parse(source)
     hub = Hub.from_environment(registry.home / "cache")
     found = hub.repository(address)
-    chosen = choose(source, found.files, address.file)
 
     def fetch(name: str) -> Path:
         return hub.fetch(address, found, name)
 
+    if not address.file and sentence.applies(found.files):
+        return sentence.build(
+            _told(address, found), address.repository.partition("/")[2], fetch, found.files, registry, options
+        )
+    chosen = choose(source, found.files, address.file)
     model = fetch(chosen)
     for name in onnx_file.read(model).external:
         fetch(str(PurePosixPath(chosen).parent / name))
@@ -99,7 +105,7 @@ def build(
             place(files["tokenizer.json"], folder / "tokenizer.json")
             text = text_block(config, signature)
             blocks.append(text)
-            signature = _padded(signature, text)
+            signature = padded(signature, text)
         manifest = _with(manifest, signature, blocks, labels_block(config, signature))
         rows = learned.rows
         if manifest.example and options.example is None:
@@ -185,7 +191,7 @@ def text_block(config: Json, signature: Signature) -> Text:
     """Which inputs the tokens go to, and how many the model takes."""
     most = config.get("max_position_embeddings", _TOKENS)
     most = int(most) if isinstance(most, int) and most > 0 else _TOKENS
-    if config.get("model_type") in _SHIFTED:
+    if config.get("model_type") in SHIFTED:
         most -= 2
     pad = config.get("pad_token_id")
     return Text(
@@ -199,7 +205,7 @@ def text_block(config: Json, signature: Signature) -> Text:
     )
 
 
-def _padded(signature: Signature, text: Text) -> Signature:
+def padded(signature: Signature, text: Text) -> Signature:
     """Rows of different lengths share a batch where a mask hides the padding."""
     if not text.mask:
         return signature

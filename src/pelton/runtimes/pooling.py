@@ -3,7 +3,8 @@
 [options.pooling]
 output = "last_hidden_state"        # [tokens, n] a row, of the file
 fills = "sentence_embedding"        # [n] a row, of the signature
-mode = "mean"                       # "mean" | "cls" | "max" | "last", over the tokens that the mask shows
+mode = "mean"                       # "mean" | "cls" | "max" | "last", over the tokens that the mask shows;
+                                        # "none": the file has done it
 normalize = true                    # to length 1
 """
 
@@ -25,13 +26,15 @@ class Pooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     output: str
     fills: str
-    mode: Literal["mean", "cls", "max", "last"] = "mean"
+    mode: Literal["mean", "cls", "max", "last", "none"] = "mean"
     normalize: bool = True
     mask: str = "attention_mask"
 
 
 def pool(tokens: Array, mask: Array, mode: str) -> Array:
     """[rows, tokens, n] and a mask [rows, tokens] -> [rows, n], float32. A row without tokens gives zeros."""
+    if mode == "none":
+        return tokens
     seen = mask.astype(np.float32)
     if mode == "cls":
         first: Array = tokens[:, 0]
@@ -94,8 +97,5 @@ def file_outputs(package: Package, pooling: Pooling | None) -> tuple[TensorSpec,
     if pooling is None:
         return outputs
     return tuple(
-        msgspec.structs.replace(spec, name=pooling.output, shape=(-1, *spec.shape))
-        if spec.name == pooling.fills
-        else spec
-        for spec in outputs
+        msgspec.structs.replace(spec, name=pooling.output) if spec.name == pooling.fills else spec for spec in outputs
     )
