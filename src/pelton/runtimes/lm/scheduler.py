@@ -6,118 +6,55 @@ the budget allows, so that `computed` catches up with `length`. When it does, on
 
 `plan` may be called again before the tokens of the last plan are known (the engine overlaps the two): a plan
 needs counts, not values. `commit` brings the values, one plan later.
+
+As long as one tenant is here, all that can run does, first come, first served. Several share each step
+(`fair_shares`): then some streams of a tenant with many may pause for a step, which costs them nothing but time.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from enum import Enum
 
-from pelton.runtimes.lm.blocks import BlockPool, Digest, next_digest, root_digest
-from pelton.runtimes.lm.prompt_lookup import LookupState, propose
+from pelton.runtimes.lm.blocks import BlockPool, next_digest, root_digest
+from pelton.runtimes.lm.fair_shares import (
+    LONE_CHUNK,
+    Demand,
+    Pace,
+    Tenant,
+    Tenants,
+    Tokens,
+    deal,
+    longest_step,
+    prompt_tokens,
+)
+from pelton.runtimes.lm.plan import Limits as Limits
+from pelton.runtimes.lm.plan import Part as Part
+from pelton.runtimes.lm.plan import Plan as Plan
+from pelton.runtimes.lm.plan import Progress as Progress
+from pelton.runtimes.lm.plan import Sequence as Sequence
+from pelton.runtimes.lm.plan import State as State
+from pelton.runtimes.lm.prompt_lookup import propose
 from pelton.runtimes.step_engine import FinishReason, LmRequest
 
 
-class State(Enum):
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One request's progress. Lengths are in tokens and count the prompt."""
-
-    request: LmRequest
-    arrival: int
-    tokens: list[int]  # known values; `length - len(tokens)` more are on the device
-    length: int
-    state: State = State.WAITING
-    computed: int = 0
-    prefill_until: int = 0  # positions below were known when it (re)started: computing them is prefill
-    slot: int = -1  # row of the device's tables
-    blocks: list[int] = field(default_factory=list)
-    digests: list[Digest] = field(default_factory=list)  # of the full blocks of known tokens, from the first
-    published: int = 0
-    cached_tokens: int = 0  # to be reported with the next share
-    lookup: LookupState = field(default_factory=LookupState)
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return (self.request.priority, self.arrival)
-
-    @property
-    def pending(self) -> int:
-        return self.length - len(self.tokens)
-
-    @property
-    def limit(self) -> int:
-        return len(self.request.prompt) + self.request.max_tokens
-
-    @property
-    def in_prefill(self) -> bool:
-        return self.computed < self.prefill_until
-
-    @property
-    def decodable(self) -> bool:
-        return not self.in_prefill and self.length < self.limit
-
-    def __lt__(self, other: Sequence) -> bool:
-        return self.order < other.order
-
-
-@dataclass(slots=True)
-class Part:
-    """One sequence's positions `start .. start + count` in one step."""
-
-    sequence: Sequence
-    start: int
-    count: int
-    samples: bool  # the last position's logits give a new token
-    prefill: int  # how many of the positions are prefill
-    guesses: tuple[int, ...] = ()  # the last len(guesses) positions hold guessed tokens
-    cached: int = 0
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step. `placed` are (slot, index in the sequence, block): new entries of the block tables."""
-
-    number: int
-    parts: list[Part] = field(default_factory=list)
-    placed: list[tuple[int, int, int]] = field(default_factory=list)
-    preempted: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """`token_budget`: positions per step, decodes included; `max_seqs`: sequences that run at once."""
-
-    token_budget: int = 2048
-    max_seqs: int = 256
-    guesses: int = 0  # prompt lookup: tokens guessed per step; 0: off
-    guess_max_seqs: int = 8  # above so many running sequences the device is busy anyway
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What one commit changed for one sequence: its new tokens and, on its last one, why it ended."""
-
-    sequence: Sequence
-    tokens: tuple[int, ...]
-    finish: FinishReason | None
-
-
 class Scheduler:
-    """First come, first served within a priority; the last to come gives its memory back first."""
+    """First come, first served within a tenant and priority; the last to come gives its memory back first.
 
-    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+    `pace`: how long steps take. Without it steps are bounded in positions only.
+    """
+
+    def __init__(self, pool: BlockPool, limits: Limits, pace: Pace | None = None) -> None:
         if limits.token_budget < limits.max_seqs:
             raise ValueError(f"token_budget {limits.token_budget} must be at least max_seqs {limits.max_seqs}")
         self.pool, self.limits = pool, limits
-        self.waiting: list[Sequence] = []  # a heap by order
+        self.tenants = Tenants()
+        self._pace = pace
+        self._weights: Pace = pace or Tokens()
+        self._queues: dict[Tenant, list[Sequence]] = {}  # who waits: heaps by order, none of them empty
         self.running: list[Sequence] = []  # sorted by order
         self.sequences: dict[str, Sequence] = {}
         self._slots = list(range(limits.max_seqs - 1, -1, -1))
@@ -134,10 +71,29 @@ class Scheduler:
                 f"{self.pool.count}: send a shorter prompt or ask for fewer tokens"
             )
         self._arrivals += 1
-        sequence = Sequence(request, self._arrivals, list(request.prompt), len(request.prompt))
+        tenant = self.tenants.enter(request.tenant, request.weight)
+        sequence = Sequence(request, self._arrivals, tenant, list(request.prompt), len(request.prompt))
         self.sequences[request.id] = sequence
-        heapq.heappush(self.waiting, sequence)
+        self._enqueue(sequence)
         return sequence
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Who holds no memory; of one tenant, a heap by order."""
+        return [sequence for queue in self._queues.values() for sequence in queue]
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        heapq.heappush(self._queues.setdefault(sequence.tenant, []), sequence)
+
+    def _dequeue(self, sequence: Sequence) -> None:
+        queue = self._queues[sequence.tenant]
+        if queue[0] is sequence:
+            heapq.heappop(queue)
+        else:
+            queue.remove(sequence)
+            heapq.heapify(queue)
+        if not queue:
+            del self._queues[sequence.tenant]
 
     # ---- planning
 
@@ -145,24 +101,146 @@ class Scheduler:
         """Order the next step. An empty plan means: nothing can run before the last plan is committed."""
         self._plans += 1
         plan = Plan(self._plans)
-        prefill_budget = self.limits.token_budget - sum(1 for s in self.running if s.decodable)
+        if len(self.tenants.here) > 1:
+            self._plan_shared(plan)
+        else:
+            self._plan_all(plan)
+        self._charge(plan)
+        return plan
+
+    def _plan_all(self, plan: Plan) -> None:
+        """Everything that can run, in order."""
+        streams = sum(1 for s in self.running if s.decodable)
+        budget = self.limits.token_budget - streams
+        if self._pace is not None:
+            waiting = sum(len(queue) for queue in self._queues.values())
+            prompts = sum(1 for s in self.running if s.in_prefill) + min(waiting, len(self._slots))
+            budget = min(budget, prompt_tokens(self._pace, streams, prompts, self.limits.step_seconds))
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
             if sequence.in_prefill:
-                prefill_budget -= self._plan_prefill(plan, sequence, prefill_budget)
-            elif sequence.length < sequence.limit:
-                prefill_budget -= max(0, self._plan_decode(plan, sequence, prefill_budget) - 1)
+                budget -= self._plan_prefill(plan, sequence, budget)
+            else:
+                budget -= max(0, self._plan_decode(plan, sequence, budget) - 1)
             if sequence.state is State.RUNNING:
                 index += 1
-        self._admit(plan, prefill_budget)
-        return plan
+        for queue in list(self._queues.values()):
+            while queue and budget > 0 and not plan.preempted:
+                count = self._admit(plan, queue[0], budget)
+                if not count:
+                    return
+                budget -= count
+
+    def _charge(self, plan: Plan) -> None:
+        """What each tenant had of this step."""
+        streams = sum(1 for part in plan.parts if not part.prefill)
+        each = self._weights.step(streams) / streams if streams else 0.0
+        for part in plan.parts:
+            tenant = part.sequence.tenant
+            tenant.served += (self._weights.prefill(part.prefill) if part.prefill else each) / tenant.weight
+
+    # ---- planning for several tenants
+
+    def _plan_shared(self, plan: Plan) -> None:
+        """To each tenant what it is dealt: for its streams, its prompts that have begun, and those that wait."""
+        line = self.tenants.in_turn()
+        favoured = self._make_room(plan, line)
+        ready: dict[Tenant, list[Sequence]] = {tenant: [] for tenant in line}
+        prompts: dict[Tenant, list[Sequence]] = {tenant: [] for tenant in line}
+        for sequence in self.running:
+            if sequence.in_prefill:
+                prompts[sequence.tenant].append(sequence)
+            elif self._can_decode(sequence):
+                ready[sequence.tenant].append(sequence)
+        for tenant, queue in self._queues.items():
+            prompts[tenant] += heapq.nsmallest(len(self._slots), queue)
+        demands = [
+            Demand(
+                self.tenants.share(tenant),
+                len(ready[tenant]),
+                sum((s.prefill_until or s.length) - s.computed for s in prompts[tenant]),
+            )
+            for tenant in line
+        ]
+        deal(demands, self._weights, self.limits.token_budget, self._bound(demands), plan.number % 2 == 0)
+        for tenant, demand in zip(line, demands, strict=True):
+            ready[tenant].sort(key=lambda s: (s.request.priority, s.turn, s.arrival))
+            for sequence in ready[tenant][: demand.given_streams]:
+                if sequence.state is State.RUNNING and self._plan_decode(plan, sequence, 0):
+                    sequence.turn = plan.number
+        stuck = False  # whoever is next and finds no room keeps those behind from taking it
+        for tenant, demand in zip(line, demands, strict=True):
+            starts = not stuck and (not plan.preempted or tenant is favoured)
+            stuck |= self._plan_prompts(plan, prompts[tenant], demand.given_tokens, starts)
+
+    def _bound(self, demands: Seq[Demand]) -> float:
+        """Seconds of the step to come."""
+        if self._pace is None:
+            return math.inf
+        bound = longest_step(demands, self._pace)
+        return bound if math.isfinite(bound) else max(self.limits.step_seconds, self._pace.prefill(LONE_CHUNK))
+
+    def _plan_prompts(self, plan: Plan, prompts: list[Sequence], budget: int, starts: bool) -> bool:
+        """True if a prompt could have started but for memory or a slot."""
+        for sequence in prompts:
+            if budget <= 0:
+                return False
+            if sequence.state is State.RUNNING:
+                budget -= self._plan_prefill(plan, sequence, budget)
+            elif starts and sequence.request.id not in plan.preempted:
+                count = self._admit(plan, sequence, budget)
+                if not count:
+                    return True
+                budget -= count
+        return False
+
+    def _make_room(self, plan: Plan, line: Seq[Tenant]) -> Tenant | None:
+        """If who is next waits for a slot or memory within its share, take it from those that hold more than theirs.
+
+        Returns for whom."""
+        tenant = next((tenant for tenant in line if tenant in self._queues), None)
+        if tenant is None or self._queues[tenant][0].pending:
+            return None
+        shared, need = self._needs(self._queues[tenant][0])
+        held = self._held()
+        share = self.tenants.share(tenant)
+        if (
+            tenant.running + 1 > max(1, int(share * self.limits.max_seqs))
+            or held[tenant] + need > share * self.pool.count
+        ):
+            return None
+        if not self._slots and (
+            victim := self._over(lambda t: t.running - self.tenants.share(t) * self.limits.max_seqs)
+        ):
+            self._preempt(plan, victim)
+        while self._spare(shared, need) < len(self.running):
+            held = self._held()
+            victim = self._over(lambda t, held=held: held[t] - self.tenants.share(t) * self.pool.count)  # type: ignore[misc]
+            if victim is None:
+                break
+            self._preempt(plan, victim)
+        return tenant if plan.preempted else None
+
+    def _over(self, excess: Callable[[Tenant], float]) -> Sequence | None:
+        """The last in line of the tenant that has most more than its share; None if nobody has more."""
+        most = max(self.tenants.here.values(), key=lambda tenant: excess(tenant) / tenant.weight)
+        if excess(most) <= 0.0:
+            return None
+        return next((s for s in reversed(self.running) if s.tenant is most), None)
+
+    def _held(self) -> Counter[Tenant]:
+        """Blocks by tenant."""
+        held: Counter[Tenant] = Counter()
+        for sequence in self.running:
+            held[sequence.tenant] += len(sequence.blocks)
+        return held
+
+    # ---- one sequence
 
     def _plan_decode(self, plan: Plan, sequence: Sequence, spare: int) -> int:
         """One position, or one and some guessed ones. Returns how many positions were ordered."""
-        if sequence.computed != sequence.length - 1:
-            return 0  # guesses are in flight: how many hold is not known yet
-        if sequence.pending and self._needs_values(sequence):
+        if not self._can_decode(sequence):
             return 0
         guesses = self._guess(sequence, spare)
         start, count = sequence.computed, 1 + len(guesses)
@@ -185,6 +263,11 @@ class Scheduler:
         sequence.length += samples
         self._publish(sequence)
         return count
+
+    def _can_decode(self, sequence: Sequence) -> bool:
+        if sequence.computed != sequence.length - 1 or sequence.length >= sequence.limit:
+            return False  # guesses are in flight, and how many hold is not known yet; or its last token is
+        return not (sequence.pending and self._needs_values(sequence))
 
     def _needs_values(self, sequence: Sequence) -> bool:
         """Whether the last token's value decides about the next step: it then waits for the commit."""
@@ -214,12 +297,20 @@ class Scheduler:
         if need <= 0:
             return True
         while (blocks := self.pool.allocate(need)) is None:
-            victim = self.running[-1]
+            victim = self._last_in_line(plan, sequence)
             self._preempt(plan, victim)
             if victim is sequence:
                 return False
         self._place(plan, sequence, blocks)
         return True
+
+    def _last_in_line(self, plan: Plan, sequence: Sequence) -> Sequence:
+        """Who gives its memory to `sequence`: nobody who takes part in this step already. May be itself."""
+        if len(self.tenants.here) == 1:
+            return self.running[-1]
+        held, planned = self._held(), {id(part.sequence) for part in plan.parts}
+        free = [s for s in self.running if id(s) not in planned]
+        return max(free, key=lambda s: (held[s.tenant] / s.tenant.weight, s.tenant is sequence.tenant, s.order))
 
     def _place(self, plan: Plan, sequence: Sequence, blocks: Seq[int]) -> None:
         for block in blocks:
@@ -230,25 +321,31 @@ class Scheduler:
         """Take its memory; it will be computed again from its tokens (or found in the prefix cache)."""
         self._leave(victim)
         victim.state = State.WAITING
-        heapq.heappush(self.waiting, victim)
+        self._enqueue(victim)
         plan.preempted.append(victim.request.id)
 
-    def _admit(self, plan: Plan, budget: int) -> None:
-        """Start waiting sequences in order while budget, slots and memory last."""
-        while self.waiting and budget > 0 and self._slots and not plan.preempted:
-            sequence = self.waiting[0]
-            if sequence.pending:
-                return  # preempted with a token still on the device
-            self._digest_known(sequence)
-            reusable = (len(sequence.tokens) - 1) // self.pool.size  # the last token must be computed
-            shared = self.pool.match(sequence.digests[:reusable])
-            need = self.pool.blocks_for(sequence.length) - len(shared)
-            spare = self.pool.free - self.pool.idle_among(shared) - need
-            if spare < len(self.running):
-                return  # leaves each running sequence one more block, or it would soon be preempted
-            heapq.heappop(self.waiting)
-            self._start(plan, sequence, shared, need)
-            budget -= self._plan_prefill(plan, sequence, budget)
+    def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
+        """Start a waiting sequence. Returns how many positions were ordered: 0 if there is no room for it yet."""
+        if not self._slots or sequence.pending:  # pending: preempted with a token still on the device
+            return 0
+        shared, need = self._needs(sequence)
+        if self._spare(shared, need) < len(self.running):
+            return 0  # leaves each running sequence one more block, or it would soon be preempted
+        self._dequeue(sequence)
+        self._start(plan, sequence, shared, need)
+        return self._plan_prefill(plan, sequence, budget)
+
+    def _needs(self, sequence: Sequence) -> tuple[list[int], int]:
+        """Blocks that a waiting sequence can share, and how many more it needs."""
+        if sequence.request.prompt_logprobs:
+            return [], self.pool.blocks_for(sequence.length)  # all of its positions must be computed
+        self._digest_known(sequence)
+        reusable = (len(sequence.tokens) - 1) // self.pool.size  # the last token must be computed
+        shared = self.pool.match(sequence.digests[:reusable])
+        return shared, self.pool.blocks_for(sequence.length) - len(shared)
+
+    def _spare(self, shared: Seq[int], need: int) -> int:
+        return self.pool.free - self.pool.idle_among(shared) - need
 
     def _start(self, plan: Plan, sequence: Sequence, shared: list[int], need: int) -> None:
         self.pool.hold(shared)
@@ -262,6 +359,7 @@ class Scheduler:
         sequence.published = len(shared)
         sequence.cached_tokens = min(sequence.computed, len(sequence.request.prompt))
         sequence.state = State.RUNNING
+        sequence.tenant.running += 1
         if self.running and sequence < self.running[-1]:
             self.running.append(sequence)
             self.running.sort()
@@ -329,17 +427,18 @@ class Scheduler:
             self._publish(sequence)
             self._leave(sequence)
         else:
-            self.waiting.remove(sequence)
-            heapq.heapify(self.waiting)
+            self._dequeue(sequence)
         sequence.state = State.FINISHED
+        self.tenants.leave(sequence.tenant)
         del self.sequences[sequence.request.id]
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        sequence.tenant.running -= 1
         self.pool.release(sequence.blocks)
         self._slots.append(sequence.slot)
         sequence.blocks, sequence.slot = [], -1
-        sequence.computed = sequence.published = sequence.cached_tokens = 0
+        sequence.computed = sequence.published = sequence.cached_tokens = sequence.prefill_until = 0
 
     # ---- prefix cache
 
@@ -371,6 +470,8 @@ class Scheduler:
             raise AssertionError("running sequences are out of order")
         if {id(s) for s in self.sequences.values()} != {id(s) for s in (*self.running, *self.waiting)}:
             raise AssertionError("a sequence is neither running nor waiting, or forgotten")
+        if any(t.running != sum(s.tenant is t for s in self.running) for t in self.tenants.here.values()):
+            raise AssertionError("a tenant's running sequences are miscounted")
         for s in self.waiting:
             if s.blocks or s.slot != -1 or s.computed:
                 raise AssertionError(f"{s.request.id!r} waits and holds memory")

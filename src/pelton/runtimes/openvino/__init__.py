@@ -1,0 +1,28 @@
+"""Language models on the CPU through OpenVINO: paged attention and continuous batching, step by step.
+
+    convert   where the graph lies: a folder as it is, or one made of a GGUF file, once
+    graph     the graph with paged attention, compiled
+    runner    a plan into inputs, inputs into logits
+    sampler   logits into tokens; scores: how likely the prompt was
+    engine    the step engine, which schedules with `pelton.runtimes.lm.scheduler`
+    build     all of it for the engine's process, with what was measured
+
+Needs the packages openvino and, for GGUF files, openvino-genai (extra "chat").
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from pelton.errors import ExtraMissing
+from pelton.runtimes.engine_process.order import Built, EngineOrder
+
+
+def build(order: EngineOrder) -> Built:
+    """In the engine's process. Raises PackageInvalid, ExtraMissing, ModelFailed."""
+    try:
+        importlib.import_module("openvino")
+    except ImportError:
+        raise ExtraMissing("the OpenVINO engine", "chat") from None
+    built: Built = importlib.import_module("pelton.runtimes.openvino.build").build(order)
+    return built
