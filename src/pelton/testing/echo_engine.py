@@ -42,8 +42,9 @@ FORCED = 50.0  # a bias of this much or more decides; as much below zero forbids
 class EchoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`seconds`: of each step, really slept, plus `token_seconds` for each position computed. `prefill_tokens`: of a step,
     shared by all prompts. A prompt with one of the tokens `..._token` in it makes its first step raise, end the process
-    (exit code 3), kill it (SIGKILL), hang for ever, or say something strange on the channel's log. `load_seconds`: before
-    it is ready. `load_error`: what loading raises."""
+    (exit code 3), kill it (SIGKILL), or hang for ever. `load_seconds`: before
+    it is ready. `load_error`: what loading raises.
+    """
 
     seconds: float = 0.0
     token_seconds: float = 0.0
@@ -56,6 +57,7 @@ class EchoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refuse_token: int = -1  # `add` raises ValueError
     load_seconds: float = 0.0
     load_error: str = ""
+    load_exit: bool = False  # the process ends while it is loading (exit code 5)
 
 
 @dataclass(slots=True, eq=False)
@@ -249,6 +251,9 @@ def build(order: EngineOrder) -> Built:
     options = order.own(EchoOptions)
     if options.load_seconds:
         time.sleep(options.load_seconds)
+    if options.load_exit:
+        print("loading makes this engine exit", flush=True)
+        os._exit(5)
     if options.load_error:
         raise RuntimeError(options.load_error)
     streams, context = order.options.streams or 16, order.options.context or 8192

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from pelton.errors import ExtraMissing, ModelFailed, PackageInvalid
 
-# How long a thread of OpenMP looks for the others before it sleeps. The default of 300,000 rounds (milliseconds) makes a
+# How many rounds a thread of OpenMP looks for the others before it sleeps. The default of 300,000 (milliseconds) makes a
 # step 40 times slower when another process wants the core that the looking thread holds.
-SPIN: Final = 10_000
+SPIN: Final = 1_000
 BATCH: Final = 128  # tokens of prompts between two tokens of running streams
 
 
