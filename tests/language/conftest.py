@@ -115,7 +115,7 @@ def spaced(sentencepiece_json: bytes) -> Tokenizer:
     return Tokenizer(sentencepiece_json)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_card(tokenizer: Tokenizer) -> Callable[..., Card]:
     def make(template: str = CHATML, **fields: Any) -> Card:
         known = {"vocab_size": tokenizer.vocab_size, "context": 64, "name": "tiny", "eos": 2, "stop_tokens": (0, 2)}

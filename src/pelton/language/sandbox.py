@@ -7,6 +7,7 @@ cannot run for ever or fill the memory: loops and calls are counted, strings tha
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NoReturn, cast
@@ -21,7 +22,8 @@ try:
 except ImportError:  # pragma: no cover - the extra is part of the tests
     raise ExtraMissing("a chat template", "chat") from None
 
-STEPS: Final = 1_000_000  # of loops, and calls
+STEPS: Final = 500_000  # of loops, and calls
+SECONDS: Final = 2.0  # of CPU time, looked at while loops and calls go on
 OUTPUT: Final = 32 * 1024**2  # characters
 _NUMBER: Final = 10_000_000  # larger arguments pad and repeat text to no sane end
 
@@ -30,6 +32,14 @@ Now = Callable[[], datetime]
 
 class TemplateRefuses(InvalidInput):
     """The template called raise_exception, or fails on these messages."""
+
+
+class TemplateEndless(TemplateRefuses):
+    """It took too many steps, or too long."""
+
+
+class _Over(Exception):
+    """The budget is used up. (No error of Jinja's: templates see none of ours.)"""
 
 
 class _Generation(Extension):
@@ -48,11 +58,14 @@ class _Budget:
 
     def __init__(self) -> None:
         self.steps = STEPS
+        self._begun = time.thread_time()
 
-    def spend(self) -> None:
-        self.steps -= 1
+    def spend(self, steps: int = 1) -> None:
+        self.steps -= steps
         if self.steps < 0:
-            raise jinja2.TemplateRuntimeError(f"it takes more than {STEPS} steps")
+            raise _Over(f"{STEPS} steps")
+        if self.steps % 64 == 0 and time.thread_time() - self._begun > SECONDS:
+            raise _Over(f"{SECONDS:.0f} s")
 
 
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
@@ -104,8 +117,7 @@ def _counted(context: Any, values: Iterable[Any]) -> Any:
     """Wraps what a loop goes through. What has a length keeps it: `loop.length` must not read all first."""
     budget = context["_budget"]
     if isinstance(values, Mapping | list | tuple | str | range):
-        budget.steps -= len(values)
-        budget.spend()
+        budget.spend(len(values))
         return values
     return _spending(budget, values)
 
@@ -123,6 +135,7 @@ def _environment(now: Now) -> _Environment:
     environment.filters |= {"tojson": _tojson, "_counted": _counted, "_measured": _measured}
     for name in ("pprint", "random", "urlize", "xmlattr", "wordwrap"):
         environment.filters.pop(name, None)
+    environment.globals.pop("lipsum", None)
     environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: now().strftime(str(form))}
     return environment
 
@@ -151,6 +164,8 @@ class Compiled:
                 if size > OUTPUT:
                     _raise(f"it writes more than {OUTPUT} characters")
                 pieces.append(piece)
+        except _Over as over:
+            raise TemplateEndless(f"the chat template takes more than {over} for these messages") from None
         except jinja2.UndefinedError as error:
             raise TemplateRefuses(f"the chat template misses something in the messages: {_told(error)}") from None
         except RecursionError:

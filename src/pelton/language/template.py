@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from pelton.errors import InvalidInput
+from pelton.errors import InvalidInput, PackageInvalid
 from pelton.language.card import Card
 from pelton.language.conversation import Messages, prepared
-from pelton.language.sandbox import Compiled, Now, TemplateRefuses
+from pelton.language.sandbox import Compiled, Now, TemplateEndless, TemplateRefuses
 from pelton.language.tokenizer import Special, Tokenizer
 
 # Two planes for private use. A caller may use one of their characters; then another part of them is taken.
@@ -99,6 +99,8 @@ class Template:
             self._dynamic = False
             try:
                 text, _ = self._coded(probe, None, True, {})
+            except TemplateEndless as error:
+                raise PackageInvalid(f"{error}, and they are three short ones") from None
             except TemplateRefuses:
                 continue
             return self._codes.code(text, 0) != text
