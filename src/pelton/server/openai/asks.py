@@ -87,6 +87,37 @@ class CompletionAsk(SamplingAsk, kw_only=True, forbid_unknown_fields=True):
     suffix: str = ""
 
 
+class ResponseAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses."""
+
+    model: Name
+    input: str | Annotated[list[dict[str, Any]], Meta(max_length=10_000)] = ""
+    instructions: str | None = None
+    max_output_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_logprobs: TopLogprobs | None = None
+    include: Annotated[list[str], Meta(max_length=20)] = []
+    metadata: Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] = {}
+    parallel_tool_calls: bool = True
+    previous_response_id: str | None = None
+    reasoning: dict[str, Any] = {}
+    store: bool = True
+    stream: bool = False
+    stream_options: dict[str, Any] = {}
+    text: dict[str, Any] = {}
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=128)] = []
+    tool_choice: str | dict[str, Any] | None = None
+    truncation: str = "disabled"
+    background: bool = False
+    seed: Seed | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    ignore_eos: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+
+
 class EmbeddingAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/embeddings."""
 
@@ -105,6 +136,11 @@ CHAT_REFUSED: Final = {
     "functions": "Use 'tools' instead.",
     "function_call": "Use 'tool_choice' instead.",
 }
+RESPONSE_REFUSED: Final = {
+    "conversation": "Conversations are not kept; use 'previous_response_id'.",
+    "prompt": "Prompts are not kept; send 'instructions' and 'input'.",
+    "context_management": "Nothing is ever cut out of a context.",
+}
 COMPLETION_REFUSED: Final[dict[str, str]] = {}
 EMBEDDING_REFUSED: Final[dict[str, str]] = {}
 
@@ -116,5 +152,6 @@ CHAT_SAID: Final = {
     "service_tier": "there is one",
     "prediction": "it could only save time",
 }
+RESPONSE_SAID: Final = {**_ACCOUNT, "service_tier": "there is one", "max_tool_calls": "there are no built-in tools"}
 COMPLETION_SAID: Final = {"user": ""}
 EMBEDDING_SAID: Final = {"user": ""}

@@ -41,6 +41,11 @@ def of(request: Request, received: float) -> Caller:
     )
 
 
+def tenant(request: Request) -> str:
+    """Who calls."""
+    return tenant_of(_Headers(request))
+
+
 def tenant_of(headers: call_headers.Headers) -> str:
     """A name made of the API key, which itself is neither kept nor logged."""
     given = headers.header(b"authorization")
