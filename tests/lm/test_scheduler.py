@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from pelton.runtimes.lm.blocks import BlockPool, next_digest, root_digest
+from pelton.runtimes.lm.fair_shares import Pace
 from pelton.runtimes.lm.prompt_lookup import LookupState, propose
 from pelton.runtimes.lm.scheduler import Limits, Plan, Scheduler, Sequence, State
 from pelton.runtimes.step_engine import LmRequest
@@ -27,9 +28,9 @@ class Simulation:
     sequence's own is the error that a wrong share, a leak or a late release would cause.
     """
 
-    def __init__(self, blocks: int, size: int, limits: Limits, seed: int) -> None:
+    def __init__(self, blocks: int, size: int, limits: Limits, seed: int, pace: Pace | None = None) -> None:
         self.random = random.Random(seed)
-        self.scheduler = Scheduler(BlockPool(blocks, size), limits)
+        self.scheduler = Scheduler(BlockPool(blocks, size), limits, pace)
         self.size = size
         self.memory: dict[tuple[int, int], int] = {}
         self.tables: dict[int, dict[int, int]] = {}
@@ -108,20 +109,33 @@ def expected(request: LmRequest) -> list[int]:
     return tokens[len(request.prompt) :]
 
 
+class Steady:
+    """Steps whose time is known."""
+
+    def step(self, streams: int) -> float:
+        return 0.02 + 0.003 * streams if streams else 0.0
+
+    def prefill(self, tokens: int) -> float:
+        return 0.001 * tokens
+
+
+@pytest.mark.parametrize("tenants", ["a", "ab", "abcd"])
 @pytest.mark.parametrize("seed", range(6))
-def test_random_traffic_in_tiny_memory_keeps_every_invariant(seed: int) -> None:
-    limits = Limits(token_budget=12, max_seqs=6, guesses=3 * (seed % 2), guess_max_seqs=4)
-    simulation = Simulation(blocks=14 + seed, size=4, limits=limits, seed=seed)
+def test_random_traffic_in_tiny_memory_keeps_every_invariant(seed: int, tenants: str) -> None:
+    limits = Limits(token_budget=12, max_seqs=6, guesses=3 * (seed % 2), guess_max_seqs=4, step_seconds=0.05)
+    pace = Steady() if seed >= 3 else None
+    simulation = Simulation(blocks=14 + seed % 3, size=4, limits=limits, seed=seed, pace=pace)
     rng, scheduler = simulation.random, simulation.scheduler
     requests: dict[str, LmRequest] = {}
     cancelled: set[str] = set()
-    for step in range(1500):
+    for step in range(1000):
         if rng.random() < 0.25 and len(scheduler.sequences) < 12:
             shared = (1, 2, 3, 4, 5, 6, 7, 8)[: rng.choice((0, 4, 8))]
             prompt = (*shared, *(rng.randrange(11) for _ in range(rng.randint(1, 18))))
             request = LmRequest(
                 f"r{step}", prompt, rng.randint(1, 24), stop_tokens=frozenset({rng.randrange(30)}),
-                salt=rng.choice("ab"), priority=rng.choice((0, 0, 0, 1)),
+                salt=rng.choice("ab"), priority=rng.choice((0, 0, 0, 1)), tenant=rng.choice(tenants),
+                weight=rng.choice((1.0, 1.0, 4.0)), prompt_logprobs=rng.random() < 0.1,
             )  # fmt: skip
             scheduler.add(request)
             requests[request.id] = request

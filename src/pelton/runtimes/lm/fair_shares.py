@@ -129,11 +129,12 @@ def deal(demands: Sequence[Demand], pace: Pace, budget: int, bound: float, promp
     Units (one stream, or some tokens of a prompt) go to whom has had the least of this step, in proportion to the shares;
     a tenant that wants both gets both in equal parts. `prompts_first` decides between a tenant's first two units.
     """
-    used = _Used(pace, budget, bound)
+    streams = sum(demand.streams for demand in demands)
+    used = _Used(pace, budget, streams, bound)
     lead = demands[0]
-    if lead.tokens and not lead.streams and any(d.streams for d in demands):
+    if lead.tokens and not lead.streams and streams:
         lead.given_tokens = used.first_prompt(lead.tokens)
-    stream_cost = pace.step(max(1, sum(d.streams for d in demands))) / max(1, sum(d.streams for d in demands))
+    stream_cost = pace.step(max(1, streams)) / max(1, streams)
     quantum = _quantum(pace, bound)
     line: list[tuple[float, int, int, bool]] = []
     for rank, demand in enumerate(demands):
@@ -171,8 +172,10 @@ def _quantum(pace: Pace, bound: float) -> int:
 class _Used:
     """What of a step is dealt out already."""
 
-    def __init__(self, pace: Pace, budget: int, bound: float) -> None:
-        self._pace, self._budget, self._bound = pace, budget, bound
+    def __init__(self, pace: Pace, budget: int, streams: int, bound: float) -> None:
+        """`streams`: that could decode; prompts leave them their positions."""
+        self._pace, self._bound = pace, bound
+        self._budget, self._prompt_budget = budget, budget - streams
         self._streams = self._tokens = 0
 
     def stream_more(self) -> int:
@@ -183,7 +186,7 @@ class _Used:
 
     def tokens_more(self, count: int) -> int:
         """`count`, or what the budget leaves of it; 0 if that does not fit."""
-        count = min(count, self._budget - self._streams - self._tokens)
+        count = min(count, self._prompt_budget - self._tokens)
         if count <= 0 or not self._fits(self._streams, self._tokens + count):
             return 0
         self._tokens += count
@@ -191,8 +194,9 @@ class _Used:
 
     def first_prompt(self, tokens: int) -> int:
         """The prompt of the tenant that was served least has the step nearly for itself."""
-        seconds = self._bound if math.isfinite(self._bound) else self._pace.prefill(self._budget)
-        count = max(1, min(tokens, self._budget, int(seconds / self._pace.prefill(1))))
+        count = min(tokens, self._prompt_budget)
+        if math.isfinite(self._bound):
+            count = min(count, max(1, int(self._bound / self._pace.prefill(1))))
         self._tokens += count
         if math.isfinite(self._bound):
             self._bound = min(self._bound, FIRST_TOKEN * (self._pace.step(1) + self._pace.prefill(count)))

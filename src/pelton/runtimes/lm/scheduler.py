@@ -153,8 +153,11 @@ class Scheduler:
                 prompts[sequence.tenant].append(sequence)
             elif self._can_decode(sequence):
                 ready[sequence.tenant].append(sequence)
-        for tenant, queue in self._queues.items():
-            prompts[tenant] += heapq.nsmallest(len(self._slots), queue)
+        for tenant in line if favoured is None else [favoured]:
+            if queue := self._queues.get(tenant):
+                if not self._has_room(queue[0]):
+                    break  # nobody who is behind it takes the room that it waits for
+                prompts[tenant] += heapq.nsmallest(len(self._slots), queue)
         demands = [
             Demand(
                 self.tenants.share(tenant),
@@ -169,10 +172,8 @@ class Scheduler:
             for sequence in ready[tenant][: demand.given_streams]:
                 if sequence.state is State.RUNNING and self._plan_decode(plan, sequence, 0):
                     sequence.turn = plan.number
-        stuck = False  # whoever is next and finds no room keeps those behind from taking it
         for tenant, demand in zip(line, demands, strict=True):
-            starts = not stuck and (not plan.preempted or tenant is favoured)
-            stuck |= self._plan_prompts(plan, prompts[tenant], demand.given_tokens, starts)
+            self._plan_prompts(plan, prompts[tenant], demand.given_tokens)
 
     def _bound(self, demands: Seq[Demand]) -> float:
         """Seconds of the step to come."""
@@ -181,19 +182,17 @@ class Scheduler:
         bound = longest_step(demands, self._pace)
         return bound if math.isfinite(bound) else max(self.limits.step_seconds, self._pace.prefill(LONE_CHUNK))
 
-    def _plan_prompts(self, plan: Plan, prompts: list[Sequence], budget: int, starts: bool) -> bool:
-        """True if a prompt could have started but for memory or a slot."""
+    def _plan_prompts(self, plan: Plan, prompts: list[Sequence], budget: int) -> None:
         for sequence in prompts:
             if budget <= 0:
-                return False
+                return
             if sequence.state is State.RUNNING:
                 budget -= self._plan_prefill(plan, sequence, budget)
-            elif starts and sequence.request.id not in plan.preempted:
+            elif sequence.request.id not in plan.preempted:
                 count = self._admit(plan, sequence, budget)
                 if not count:
-                    return True
+                    return
                 budget -= count
-        return False
 
     def _make_room(self, plan: Plan, line: Seq[Tenant]) -> Tenant | None:
         """If who is next waits for a slot or memory within its share, take it from those that hold more than theirs.
@@ -326,14 +325,18 @@ class Scheduler:
 
     def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         """Start a waiting sequence. Returns how many positions were ordered: 0 if there is no room for it yet."""
-        if not self._slots or sequence.pending:  # pending: preempted with a token still on the device
+        if not self._has_room(sequence):
             return 0
         shared, need = self._needs(sequence)
-        if self._spare(shared, need) < len(self.running):
-            return 0  # leaves each running sequence one more block, or it would soon be preempted
         self._dequeue(sequence)
         self._start(plan, sequence, shared, need)
         return self._plan_prefill(plan, sequence, budget)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Leaves each running sequence one more block, or it would soon be preempted."""
+        if not self._slots or sequence.pending:  # pending: preempted with a token still on the device
+            return False
+        return self._spare(*self._needs(sequence)) >= len(self.running)
 
     def _needs(self, sequence: Sequence) -> tuple[list[int], int]:
         """Blocks that a waiting sequence can share, and how many more it needs."""
