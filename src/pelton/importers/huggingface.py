@@ -1,5 +1,6 @@
 """A Hugging Face repository, or a folder laid out like one -> a package: an ONNX file, with what its configuration says
-about pictures (preprocessor_config.json), texts (tokenizer.json) and labels (config.json)."""
+about pictures (preprocessor_config.json), texts (tokenizer.json) and labels (config.json). Embedding models are for
+`sentence`, language models for `language_folder`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from pelton.errors import SourceInvalid
-from pelton.importers import onnx, onnx_file, sentence
+from pelton.importers import gguf, language_folder, onnx, onnx_file, sentence
 from pelton.importers.draft import Options, draft, finish, place, rows_of_example
 from pelton.importers.hub import Address, Hub, Repository
 from pelton.packages import Manifest, Package
@@ -36,6 +37,9 @@ def add(source: str, registry: Registry, options: Options) -> Package:
         names = [str(PurePosixPath(path.relative_to(folder))) for path in folder.rglob("*") if path.is_file()]
         if sentence.applies(names):
             return sentence.build(source, folder.resolve().name, lambda name: folder / name, names, registry, options)
+        if language_folder.applies(names):
+            own = folder.resolve().name
+            return language_folder.build(own, own, lambda name: folder / name, names, registry, options)
         chosen = choose(source, names, "")
         return build(source, folder.resolve().name, chosen, lambda name: folder / name, names, registry, options)
     address = Address.parse(source)
@@ -49,6 +53,12 @@ def add(source: str, registry: Registry, options: Options) -> Package:
         return sentence.build(
             _told(address, found), address.repository.partition("/")[2], fetch, found.files, registry, options
         )
+    if address.file.endswith(".gguf"):
+        path = fetch(address.file)
+        return gguf.build(path, path.stem, _told(address, found), registry, options, found.license)
+    if not address.file and language_folder.applies(found.files):
+        own = address.repository.partition("/")[2]
+        return language_folder.build(_told(address, found), own, fetch, found.files, registry, options)
     chosen = choose(source, found.files, address.file)
     model = fetch(chosen)
     for name in onnx_file.read(model).external:
