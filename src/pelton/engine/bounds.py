@@ -14,7 +14,7 @@ from pelton.runtimes.language import Facts
 from pelton.scheduling.token_admission import has_room
 from pelton.scheduling.token_speed import TokenSpeed
 
-FIRST_TOKEN: Final = 10.0  # seconds: the target where the package states none
+FIRST_TOKEN: Final = 30.0  # seconds: the target where the package states none
 MOST_WAITING: Final = 1024  # generations
 MOST_TOKENS: Final = 4 * 1024 * 1024  # of prompts that wait
 SLOWER: Final = 4.0  # times its own prompt alone: a target that Pelton chose is at least that...

@@ -116,6 +116,7 @@ class Lane:
         if stream is not None and not stream.ended:
             if generation.satisfied:
                 stream.finish = "stop"
+                self.speed.ended(len(stream.tokens))
             self._end(stream, None if generation.satisfied else Cancelled("the caller left"), self._clock(), tell=False)
             self._let_go(stream)
 
@@ -170,7 +171,7 @@ class Lane:
             prefill=unfinished + sum([one.size for one in before]),
             streams=min(len(running), places),
             free=int(share) - self._held.get(tenant, 0) if alone else places - self._alive,
-            waiting=len(mine),
+            waiting=[tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in mine],
             left=[tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in rivals],
         )
 
@@ -331,6 +332,8 @@ class Lane:
             self._wait_again(stream)
             return
         if not stream.ended:
+            if reason in ITS_OWN_END:
+                self.speed.ended(len(stream.tokens))
             self._end(stream, self._error_of(output), now)
         self._close(stream)
 

@@ -20,7 +20,7 @@ class Slo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 
     None: Pelton takes 200 ms, or 4 times the model's own time for one row where that is longer.
 
-    Of language models: `ttft_ms`, from the first byte read to the first token (None: 10 s), and `tpot_ms`, from one
+    Of language models: `ttft_ms`, from the first byte read to the first token (None: 30 s), and `tpot_ms`, from one
     token to the next (None: as many streams run at once as the engine can)."""
 
     p99_ms: float | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import Final
 
 from pelton.scheduling.token_speed import TokenSpeed
@@ -18,42 +19,40 @@ RESIDUAL: Final = 0.25  # of a usual answer: what is expected to be left of one 
 class Ahead:
     """What a new generation of a tenant meets. Numbers of tokens, streams and places.
 
-    `left`: tokens that running streams are expected to have left whose ends make room for this tenant; `places`: how
-    many of these streams run at once; `waiting`: generations that take a place before this one."""
+    `left`: tokens that running streams are expected to have left whose ends make room for this tenant; `waiting`: tokens
+    that are expected of the generations that take a place before this one, in their order."""
 
     prefill: int  # tokens of prompts that are computed before or beside its own
     streams: int  # that decode meanwhile
     free: int  # places that this tenant could have now
-    waiting: int = 0
+    waiting: Sequence[float] = ()
     left: Sequence[float] = ()
 
 
 def tokens_left(made: int, most: int, usual: float) -> float:
-    """How many tokens more a stream is expected to make. `usual`: tokens of a usual answer; 0: nobody knows."""
-    if not usual:
-        return float(most - made)
+    """How many tokens more a stream is expected to make. `usual`: tokens of a usual answer."""
     return min(float(most - made), max(usual - made, RESIDUAL * usual))
 
 
-def place_seconds(ahead: Ahead, usual: float, speed: TokenSpeed) -> float:
+def place_seconds(ahead: Ahead, speed: TokenSpeed) -> float:
     """Seconds until there is a place: 0 where one is free for it."""
-    behind = ahead.waiting - ahead.free
-    if behind < 0 or not ahead.left:
+    places = [0.0] * max(0, ahead.free) + sorted(ahead.left)  # a heap: the tokens after which each is free
+    if not places:
         return 0.0
-    left = sorted(ahead.left)
-    rounds, index = divmod(behind, len(left))
-    return (rounds * (usual or left[-1]) + left[index]) * speed.step(max(1, ahead.streams))
+    for tokens in ahead.waiting:
+        heapreplace(places, places[0] + tokens)
+    return places[0] * speed.step(max(1, ahead.streams))
 
 
 def first_token_seconds(ahead: Ahead, prompt: int, speed: TokenSpeed) -> float:
     """Seconds until the first token of a generation with a prompt of `prompt` tokens."""
-    return place_seconds(ahead, speed.length, speed) + speed.first_token(ahead.prefill + prompt, ahead.streams)
+    return place_seconds(ahead, speed) + speed.first_token(ahead.prefill + prompt, ahead.streams)
 
 
 def answer_seconds(first: float, most: int, streams: int, speed: TokenSpeed) -> float:
-    """Seconds until its last token: a usual answer's, `most` tokens at most. Before anything is known of answers, the
-    shortest one's: a caller that may be lucky is let in."""
-    tokens = min(float(most), speed.length) if speed.length else 1.0
+    """Seconds until its last token: a usual answer's, `most` tokens at most. Before one has ended, the shortest one's: a
+    caller that may be lucky is let in."""
+    tokens = min(float(most), speed.length) if speed.answers else 1.0
     return first + max(0.0, tokens - 1.0) * speed.step(streams + 1)
 
 

@@ -19,6 +19,8 @@ LENGTH_RATE: Final = 0.05  # how fast the usual length of an answer is followed
 FASTEST, SLOWEST = 1e-7, 1.0  # seconds of one token of a prompt that are believed
 PREFILL: Final = 0.002  # seconds, before anything is known
 DECODE: Final = 0.02
+SIXTEEN: Final = 3.5  # a step of 16 streams against a step of one, before anything is known (a small model on 2 cores)
+LENGTH: Final = 100.0  # tokens of an answer, before one has ended
 
 
 class TokenSpeed:
@@ -27,9 +29,13 @@ class TokenSpeed:
     def __init__(self, prefill: float = 0.0, decode: Mapping[int, float] | None = None) -> None:
         """What was measured before: tokens of prompts per second (0: nothing was), streams -> seconds of a step."""
         points = sorted((streams, seconds) for streams, seconds in (decode or {}).items() if seconds > 0)
-        self._decode = LatencyModel(points or [(1, DECODE)])
+        if len(points) < 2:
+            one = points[0][1] / points[0][0] if points else DECODE
+            points = [(1, one), (16, SIXTEEN * one)]
+        self._decode = LatencyModel(points)
         self._prefill = 1.0 / prefill if prefill > 0 else PREFILL
-        self.length = 0.0  # tokens of a usual answer; 0: none has ended yet
+        self.length = LENGTH  # tokens of a usual answer
+        self.answers = 0  # that have ended
         self._chunk = 0.0  # tokens of prompts that a step takes where there are many
 
     def observe(self, prefill: int, streams: int, seconds: float) -> None:
@@ -49,7 +55,8 @@ class TokenSpeed:
 
     def ended(self, tokens: int) -> None:
         """An answer of `tokens` tokens came to its own end."""
-        self.length += (LENGTH_RATE if self.length else 1.0) * (tokens - self.length)
+        self.answers += 1
+        self.length += max(LENGTH_RATE, 1.0 / (self.answers + 1)) * (tokens - self.length)
 
     def step(self, streams: int) -> float:
         """Seconds of a step in which `streams` streams decode."""
