@@ -43,7 +43,27 @@ def continued(prompt: tuple[int, ...], count: int) -> list[int]:
 
 
 class ChainEngine(EchoEngine):
-    """A step engine whose next token depends on all before it, wherever these stand in the request."""
+    """A step engine whose next token depends on all before it, wherever these stand in the request. It begins nothing
+    that its memory, `kv_tokens` (0: any), does not hold to the end."""
+
+    kv_tokens = 0
+
+    def step(self):
+        if self.kv_tokens:
+            running = [stream.request for stream in self._running]
+            left = self.kv_tokens - sum(len(request.prompt) + request.max_tokens for request in running)
+            fits = 0
+            for stream in self._waiting:
+                left -= len(stream.request.prompt) + stream.request.max_tokens
+                if left < 0:
+                    break
+                fits += 1
+            all_, self.streams = self.streams, min(self.streams, len(running) + fits)
+            try:
+                return super().step()
+            finally:
+                self.streams = all_
+        return super().step()
 
     def _choose(self, stream) -> int:
         return chain((*stream.request.prompt, *stream.made))
@@ -67,6 +87,7 @@ class InProcess:
 
     def _new(self) -> None:
         self.engine = ChainEngine(self.options, self.facts.streams, self.facts.context, lambda _: None)
+        self.engine.kv_tokens = self.facts.kv_tokens
         self._turning = False
 
     def attach(self, loop: asyncio.AbstractEventLoop, listener) -> None:

@@ -124,7 +124,7 @@ def test_a_flood_of_one_tenant_holds_no_other_up(run, fair):
         lone = house.ask(served, (9, 9), 20, tenant="lone")
         before = engine.steps
         if fair:  # it is handed over although all places are taken: the engine itself shares its steps
-            assert [request.tenant for request in engine.added][-1] == "lone"
+            assert "lone" in [request.tenant for request in engine.added][-3:]
             lone.hang_up()
         else:
             await lone.ended
@@ -155,6 +155,29 @@ def test_a_generation_that_gave_up_its_place_goes_on_where_it_was(run):
     run(scenario)
 
 
+def test_memory_is_shared_as_places_are(run):
+    async def scenario(house):
+        served = house.serve(streams=8, seconds=0.001, kv_tokens=1000)
+        engine = served.lane._engine
+        flood = [house.ask(served, (1, i), 400, tenant="flood") for i in range(6)]
+        await house.until(lambda: len(flood[0].tokens) > 2)
+        assert (
+            len([request for request in engine.added if request.tenant == "flood"]) <= 2 + 2
+        )  # those that fit, margin
+        lone = house.ask(served, (9, 9), 300, tenant="lone")
+        before = engine.steps
+        await lone.ended
+        assert lone.errors == [None]
+        assert engine.steps - before <= 300 + 3
+        for ask in flood:
+            ask.hang_up()
+        await house.idle()
+        house.check(served)
+        assert served.lane._reserved == 0
+
+    run(scenario)
+
+
 def test_a_generation_with_a_grammar_keeps_its_place(run):
     async def scenario(house):
         served = house.serve(streams=1, seconds=0.0005)
@@ -174,11 +197,11 @@ def test_the_more_urgent_goes_first_and_equals_in_their_order(run):
         served = house.serve(streams=1)
         engine = served.lane._engine
         engine.pause()
-        asks = [house.ask(served, (0,), 2) for _ in range(3)]  # one place and the margin
+        asks = [house.ask(served, (0,), 2) for _ in range(2)]  # one place, and one that the engine has ready
         asks += [house.ask(served, (i,), 2, priority=priority) for i, priority in [(1, 0), (2, 5), (3, 0), (4, 5)]]
         engine.resume()
         await house.idle()
-        assert [request.prompt for request in engine.added[3:]] == [(2,), (4,), (1,), (3,)]
+        assert [request.prompt for request in engine.added[2:]] == [(2,), (4,), (1,), (3,)]
 
     run(scenario)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pelton.engine.bounds import Bounds, refusal_of
@@ -61,6 +61,7 @@ class Lane:
         self._sent: dict[str, Stream] = {}  # by the engine's id, until the engine has let go
         self._held: dict[str, int] = {}  # places of each tenant: streams in the engine that are to go on there
         self._alive = 0
+        self._reserved = 0  # tokens of KV memory that these may need
         self._number = 0
         self._drained: asyncio.Future[None] | None = None
         engine.attach(loop, self)
@@ -158,42 +159,54 @@ class Lane:
             )
 
     def _ahead(self, stream: Stream) -> Ahead:
-        tenant, places = stream.tenant, self._places()
+        tenant, usual = stream.tenant, self.speed.length
         before = self.queue.ahead(tenant, stream.priority)
-        share = self._shares(tenant)[tenant]
-        alone = share >= 1.0
-        mine = [one for one in before if not alone or one.tenant == tenant or one.priority > stream.priority]
         running = [one for one in self._sent.values() if one.state is State.SENT]
+        places = self._usable([*running, *before, stream])
+        share = self._shares(tenant, places)[tenant]
+        alone = share >= 1.0  # it has places of its own, whatever the others do
+        mine = [one for one in before if not alone or one.tenant == tenant or one.priority > stream.priority]
         rivals = [one for one in running if not alone or one.tenant == tenant]
-        usual = self.speed.length
-        unfinished = sum([one.uncomputed for one in running])
         return Ahead(
-            prefill=unfinished + sum([one.size for one in before]),
+            prefill=sum([one.uncomputed for one in running]) + sum([one.size for one in before]),
             streams=min(len(running), places),
             free=int(share) - self._held.get(tenant, 0) if alone else places - self._alive,
             waiting=[tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in mine],
             left=[tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in rivals],
         )
 
+    def _usable(self, streams: Sequence[Stream]) -> int:
+        """How many of `streams` run at once, as places and memory go."""
+        places, memory = self._places(), self.facts.kv_tokens
+        if not memory:
+            return places
+        if self.facts.fair:
+            usual = self.speed.length
+            need = sum([one.size + tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in streams])
+        else:
+            need = float(sum([one.most for one in streams]))
+        return max(1, min(places, int(memory * len(streams) / max(need, 1.0))))
+
     # ---- to the engine
 
     def _places(self) -> int:
         return self.bounds.places(self.facts.streams, self.speed)
 
-    def _shares(self, newcomer: str | None = None) -> dict[str, float]:
-        """How many places each tenant may hold, of those that want any."""
+    def _shares(self, newcomer: str | None = None, places: int = 0) -> dict[str, float]:
+        """How many places (0: of all) each tenant may hold, of those that want any."""
         wanted = self.queue.tenants()
         for tenant, held in self._held.items():
             wanted[tenant] = wanted.get(tenant, 0) + held
         if newcomer is not None:
             wanted[newcomer] = wanted.get(newcomer, 0) + 1
-        return shares(wanted, self._places(), self.queue.weight)
+        return shares(wanted, places or self._places(), self.queue.weight)
 
     def _dispatch(self, now: float) -> None:
         """Gives the engine what it has places for; a tenant below its share gets one of a tenant above its own."""
         if self.away or not self.queue.count:
             return
-        places, parts, held = self._places(), self._shares(), self._held
+        usable = self._usable([*self._sent.values(), *self.queue]) if self.facts.kv_tokens else 0
+        places, parts, held = self._places(), self._shares(places=usable), self._held
 
         def below(stream: Stream) -> bool:
             return held.get(stream.tenant, 0) + 1 <= parts.get(stream.tenant, 0.0)
@@ -201,25 +214,41 @@ class Lane:
         def urgent(stream: Stream) -> bool:
             return below(stream) and stream.deadline < now + self.bounds.urgency
 
-        def anyone(stream: Stream) -> bool:
-            return True
-
         while self.queue.count:
-            stream = None
-            if self._alive < places + MARGIN:
-                stream = self.queue.pop(below, urgent) or self.queue.pop(anyone, urgent)
-            elif self._alive < 2 * places + MARGIN:
-                stream = self.queue.pop(below, urgent)
+            beyond = self._unbegun() < MARGIN  # a few that the engine has ready
+
+            def goes(stream: Stream, beyond: bool = beyond) -> bool:
+                return beyond or self._fits(stream, places)
+
+            def goes_first(stream: Stream, beyond: bool = beyond) -> bool:
+                return below(stream) and goes(stream, beyond)
+
+            stream = self.queue.pop(goes_first, urgent) or self.queue.pop(goes, urgent)
             if stream is None:
-                return
+                if self._alive >= 2 * places + MARGIN:
+                    return
+                stream = self.queue.pop(below, urgent)
+                if stream is None:
+                    return
             if not self.facts.fair and below(stream):
-                self._make_room(places, parts, stream.tenant)
+                self._make_room(stream, places, parts)
             self._send(stream)
 
-    def _make_room(self, places: int, parts: dict[str, float], tenant: str) -> None:
+    def _unbegun(self) -> int:
+        """Streams that the engine has and has not begun."""
+        return sum([1 for one in self._sent.values() if one.state is State.SENT and not one.computed])
+
+    def _fits(self, stream: Stream, places: int) -> bool:
+        """Whether the engine would begin it at once. One that shares its steps finds memory itself."""
+        if self._alive >= places:
+            return False
+        memory = self.facts.kv_tokens
+        return self.facts.fair or not memory or self._reserved + stream.most <= memory
+
+    def _make_room(self, stream: Stream, places: int, parts: dict[str, float]) -> None:
         """The engine takes requests as they come: the youngest of tenants that hold more than their share go back."""
-        while self._alive >= places:
-            over = {other: held - parts.get(other, 0.0) for other, held in self._held.items() if other != tenant}
+        while not self._fits(stream, places):
+            over = {other: held - parts.get(other, 0.0) for other, held in self._held.items() if other != stream.tenant}
             victims = [
                 one
                 for one in self._sent.values()
@@ -247,6 +276,7 @@ class Lane:
     def _hold(self, stream: Stream, change: int) -> None:
         """It takes a place, or gives it up."""
         self._alive += change
+        self._reserved += change * stream.most
         held = self._held.get(stream.tenant, 0) + change
         if held:
             self._held[stream.tenant] = held

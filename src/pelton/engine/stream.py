@@ -56,6 +56,11 @@ class Stream:
         return len(self.generation.prompt) + len(self.tokens)
 
     @property
+    def most(self) -> int:
+        """Tokens of KV memory that it may need."""
+        return len(self.generation.prompt) + self.generation.max_tokens
+
+    @property
     def uncomputed(self) -> int:
         """Tokens that it was given to the engine with and whose KV the engine has not computed yet."""
         return max(0, self.asked - self.computed)
