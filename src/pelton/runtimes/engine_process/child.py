@@ -46,6 +46,7 @@ class Host:
     def __init__(self, channel: socket.socket, built: Built, compile_grammar: Callable[[GrammarSpec], Grammar]) -> None:
         self._channel = channel
         self._engine = built.engine
+        self._close = built.close
         self._grammars = built.grammars or compile_grammar
         self._frames = wire.Frames()
         self._live: set[str] = set()  # given to the engine, no last output yet
@@ -60,6 +61,10 @@ class Host:
         interrupt = getattr(built.engine, "interrupt", None)
         if interrupt is not None:
             interrupt((channel.fileno(), self._bell))
+
+    def close(self) -> None:
+        if self._close is not None:
+            self._close()
 
     def run(self) -> None:
         """Until the server closes its half of the channel, or a step raises: then all requests fail, and so it does."""
@@ -164,7 +169,10 @@ def main(arguments: list[str]) -> int:
         order = _first(channel)
         host = None if order is None else _build(channel, order)
         if host is not None:
-            host.run()
+            try:
+                host.run()
+            finally:
+                host.close()
     except ConnectionError as error:
         if isinstance(error, wire.Broken):
             traceback.print_exc()

@@ -79,6 +79,8 @@ class Built:
     `grammars` turns a spec into what the engine expects as `LmRequest.grammar`, in a thread of its own while the engine
     steps; it raises ValueError for one that cannot be. None: `pelton.language.grammar` with the package's tokenizer.
 
+    `close` is called when the process ends in good order.
+
     An engine that waits inside of `step` may have a method `interrupt(fds)`: it is called once, before the first step,
     and from then on `step` returns early, without outputs if need be, when one of these files becomes readable.
     """
@@ -86,6 +88,7 @@ class Built:
     engine: StepEngine
     facts: Facts
     grammars: Callable[[GrammarSpec], Grammar] | None = None
+    close: Callable[[], None] | None = None
 
 
 def read_options(package: Package) -> Options:

@@ -35,7 +35,7 @@ def body(request: LmRequest, made: Sequence[int], slot: int, cached: bool, whole
         "return_tokens": True,
         "id_slot": slot,
         "cache_prompt": cached,
-        **_drawing(sampling, len(made) if whole else 0),
+        **_drawing(sampling, len(made) if whole else 0, len(request.prompt) + request.max_tokens),
     }
     bias = _bias(sampling, made)
     if bias:
@@ -47,13 +47,13 @@ def body(request: LmRequest, made: Sequence[int], slot: int, cached: bool, whole
     return asked
 
 
-def _drawing(sampling: Sampling, place: int) -> dict[str, Any]:
+def _drawing(sampling: Sampling, place: int, longest: int) -> dict[str, Any]:
     """The samplers in the order of the contract: penalties, (the grammar), temperature, top-k, top-p, min-p."""
     samplers: list[str] = []
     values: dict[str, Any] = {}
     if sampling.repetition != 1.0:
         samplers.append("penalties")
-        values |= {"repeat_penalty": sampling.repetition, "repeat_last_n": -1}
+        values |= {"repeat_penalty": sampling.repetition, "repeat_last_n": longest}
     if sampling.greedy:
         return values | {"samplers": [*samplers, "top_k"], "top_k": 1, "temperature": 1.0, "seed": 0}
     samplers.append("temperature")

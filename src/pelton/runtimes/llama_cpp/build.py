@@ -48,7 +48,7 @@ def build(order: EngineOrder) -> Built:
         prompt_logprobs=False,
         fair=False,
     )
-    return Built(engine, facts, Grammars(order.folder))
+    return Built(engine, facts, Grammars(order.folder), library.close)
 
 
 def cores() -> int:

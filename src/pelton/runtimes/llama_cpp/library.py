@@ -5,9 +5,9 @@ The socket lies in a folder that only this user can enter, and asks for a random
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +19,7 @@ from pelton.errors import ExtraMissing, ModelFailed, PackageInvalid
 # How many rounds a thread of OpenMP looks for the others before it sleeps. The default of 300,000 (milliseconds) makes a
 # step 40 times slower when another process wants the core that the looking thread holds.
 SPIN: Final = 1_000
+PREFIX: Final = "pelton-llama-"
 BATCH: Final = 128  # tokens of prompts between two tokens of running streams
 
 
@@ -44,22 +45,31 @@ class Library:
     def __init__(self, weights: Path, streams: int, kv_tokens: int, threads: int) -> None:
         """Loads the weights. Raises ExtraMissing; PackageInvalid where llama.cpp cannot read them."""
         xllamacpp = _import()
-        self._folder = tempfile.TemporaryDirectory(prefix="pelton-llama-")
-        self.place = Place(str(Path(self._folder.name) / "llama.sock"), secrets.token_urlsafe(32))
+        self._folder = _folder()
+        self.place = Place(str(self._folder / "llama.sock"), secrets.token_urlsafe(32))
         params = _params(xllamacpp, weights, streams, kv_tokens, threads)
         params.hostnames = [self.place.path]
         params.api_keys = [self.place.key]
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
+            self.close()
             raise PackageInvalid(f"{weights.name}: llama.cpp cannot load it: {error}") from None
         if not str(self._server.listening_address).startswith("unix:"):
             raise ModelFailed(f"llama.cpp listens on {self._server.listening_address}, not on its Unix socket")
 
     def close(self) -> None:
         """Takes the socket away: nobody connects any more."""
-        with contextlib.suppress(OSError):
-            self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _folder() -> Path:
+    """That only this user can enter. Those of processes that were killed are removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = old.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
 
 
 def _import() -> Any:
