@@ -3,7 +3,8 @@
 A small model is loaded in every worker, so that its calls never leave the process that read them. A big one would cost
 its memory once per worker, so it lives in one, and the others forward its calls there. Models that run user code stay
 in one worker whatever their files weigh: these say nothing about what the code keeps in memory, and `processes` in
-their package already says how often they shall run.
+their package already says how often they shall run. Language models do too: one engine that batches everybody is faster
+than several that compete for the cores.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 from pelton.packages import Package
 
 EVERYWHERE: Final = -1
-ONE_PLACE: Final = frozenset({"python"})  # runtimes whose models are never loaded twice
+ONE_PLACE: Final = frozenset({"python", "language"})  # runtimes whose models are never loaded twice
 
 
 class Weight(msgspec.Struct, frozen=True):
