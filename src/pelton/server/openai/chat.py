@@ -120,7 +120,7 @@ async def planned(chat: Chat) -> Plan:
     ask, facts, language = chat.ask, chat.facts, chat.language
     told = messages.checked(ask.messages)
     size = sum(len(message["content"].encode("utf-8", "replace")) for message in told)
-    plan.check_text(size, facts.context, "messages")
+    plan.check_text(size, plan.room(facts), "messages")
     shown = chat.tools.told() or None
     grammar = await grammar_of(chat.form, chat.tools, language)
     sampling = plan.sampling(ask, facts, language.card.vocab_size, language.card.defaults)
@@ -131,12 +131,12 @@ async def planned(chat: Chat) -> Plan:
     except (InvalidInput, Unsupported) as error:
         raise refusal(error, "messages") from None
     limit = ask.max_completion_tokens if ask.max_completion_tokens is not None else ask.max_tokens
-    plan.check_length((prompt,), limit, facts.context, "messages")
+    plan.check_length((prompt,), limit, plan.room(facts), "messages")
     plan.check_runs(ask.n, "n")
     return Plan(
         protocol=PROTOCOL,
         prompts=(prompt,),
-        context=facts.context,
+        context=plan.room(facts),
         sampling=sampling,
         stop_tokens=plan.stop_tokens(language, ask.ignore_eos),
         max_tokens=limit,

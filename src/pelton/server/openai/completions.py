@@ -89,8 +89,8 @@ async def _planned(completion: Completion) -> Plan:
     told = ask.echo and ask.logprobs is not None
     if told and not facts.prompt_logprobs:
         raise plan.cannot("echo", facts)
-    prompts = tuple([await tokens_of(language, one, facts.context, "prompt") for one in inputs])
-    plan.check_length(prompts, ask.max_tokens, facts.context, "prompt")
+    prompts = tuple([await tokens_of(language, one, plan.room(facts), "prompt") for one in inputs])
+    plan.check_length(prompts, ask.max_tokens, plan.room(facts), "prompt")
     if ask.echo:
         completion.texts = [
             one if isinstance(one, str) else language.tokenizer.decode(tokens, special=True)
@@ -99,7 +99,7 @@ async def _planned(completion: Completion) -> Plan:
     return Plan(
         protocol=PROTOCOL,
         prompts=prompts,
-        context=facts.context,
+        context=plan.room(facts),
         sampling=sampling,
         stop_tokens=plan.stop_tokens(language, ask.ignore_eos),
         max_tokens=ask.max_tokens,

@@ -93,6 +93,11 @@ def top_p(ask: SamplingAsk, defaults: Mapping[str, float]) -> float:
     return ask.top_p if ask.top_p is not None else defaults.get("top_p", 1.0)
 
 
+def room(facts: Facts) -> int:
+    """Tokens that prompt and output may have together."""
+    return min(facts.context, facts.kv_tokens) if facts.kv_tokens > 0 else facts.context
+
+
 def with_logprobs(sampling: Sampling, count: int | None, facts: Facts, param: str) -> Sampling:
     """Raises ApiError where the engine cannot tell so many."""
     if count is None:

@@ -85,8 +85,8 @@ class Responding:
             "top_logprobs": ask.top_logprobs or 0,
             "top_p": plan.top_p(chat.ask, defaults),
             "truncation": "disabled",
-            "usage": usage,
             "metadata": ask.metadata,
+            **({"usage": usage} if usage is not None else {}),
         }
 
 
@@ -386,7 +386,6 @@ def _format(form: Form) -> Json:
         "name": form.name,
         "schema": form.schema,
         "strict": bool(form.strict),
-        "description": None,
     }
 
 

@@ -113,14 +113,14 @@ def _set(parameters: Json) -> Json:
 
 
 async def _planned(ask: GenerateAsk, parameters: Parameters, target: Target, language: Language, facts: Facts) -> Plan:
-    prompt = await tokens_of(language, ask.text_input, facts.context, "text_input")
-    plan.check_length((prompt,), parameters.max_tokens, facts.context, "text_input")
+    prompt = await tokens_of(language, ask.text_input, plan.room(facts), "text_input")
+    plan.check_length((prompt,), parameters.max_tokens, plan.room(facts), "text_input")
     sampling = plan.sampling(parameters, facts, language.card.vocab_size, language.card.defaults)
     logprobs = 0 if parameters.details else None
     return Plan(
         protocol=PROTOCOL,
         prompts=(prompt,),
-        context=facts.context,
+        context=plan.room(facts),
         sampling=plan.with_logprobs(sampling, logprobs, facts, "details"),
         stop_tokens=plan.stop_tokens(language, parameters.ignore_eos),
         max_tokens=parameters.max_tokens,
