@@ -7,9 +7,14 @@ import os
 from collections.abc import Iterator
 
 import msgspec
-import torch
 
-from pelton.errors import ModelFailed, PackageInvalid
+from pelton.errors import ExtraMissing, ModelFailed, PackageInvalid
+
+try:
+    import torch
+except ModuleNotFoundError:
+    raise ExtraMissing("the engine torch", "lm") from None
+
 from pelton.runtimes.engine_process.order import Built, EngineOrder
 from pelton.runtimes.language import Facts, Speed
 from pelton.runtimes.lm.engine import EngineOptions, LmEngine
