@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from pelton.errors import SourceInvalid, Unsupported
-from pelton.importers.language_vocabulary import ends_of
+from pelton.importers.language_vocabulary import ENDS, ends_of
 from pelton.language import Card, Tokenizer
 from pelton.language.gguf import Gguf
 from pelton.language.tools import style_of, uses_tools
@@ -131,6 +131,7 @@ def card_of_folder(name: str, find: Callable[[str], Path | None], tokenizer: Tok
     template, for_tools = _templates_of_folder(find, tokens)
     named = {what: _named(tokens.get(f"{what}_token"), tokenizer) for what in ("bos", "eos", "pad")}
     ends = [*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id")), named["eos"]]
+    ends += [special.id for special in tokenizer.specials if special.text in ENDS]
     first = tokenizer.first_token()
     return _with_tools(
         Card(
