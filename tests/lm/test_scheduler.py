@@ -120,7 +120,7 @@ class Steady:
 
 
 @pytest.mark.parametrize("tenants", ["a", "ab", "abcd"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 6, 24])
 def test_random_traffic_in_tiny_memory_keeps_every_invariant(seed: int, tenants: str) -> None:
     limits = Limits(token_budget=12, max_seqs=6, guesses=3 * (seed % 2), guess_max_seqs=4, step_seconds=0.05)
     pace = Steady() if seed >= 3 else None

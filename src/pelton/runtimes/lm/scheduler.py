@@ -202,17 +202,14 @@ class Scheduler:
         if tenant is None or self._queues[tenant][0].pending:
             return None
         shared, need = self._needs(self._queues[tenant][0])
-        held = self._held()
-        share = self.tenants.share(tenant)
-        if (
-            tenant.running + 1 > max(1, int(share * self.limits.max_seqs))
-            or held[tenant] + need > share * self.pool.count
-        ):
+        share, held = self.tenants.share(tenant), self._held()
+        slots, blocks = tenant.running + 1, held[tenant] + len(shared) + need
+        if slots > max(1, int(share * self.limits.max_seqs)) or blocks > share * self.pool.count:
             return None
-        if not self._slots and (
-            victim := self._over(lambda t: t.running - self.tenants.share(t) * self.limits.max_seqs)
-        ):
-            self._preempt(plan, victim)
+        if not self._slots:
+            victim = self._over(lambda t: t.running - self.tenants.share(t) * self.limits.max_seqs)
+            if victim is not None:
+                self._preempt(plan, victim)
         while self._spare(shared, need) < len(self.running):
             held = self._held()
             victim = self._over(lambda t, held=held: held[t] - self.tenants.share(t) * self.pool.count)  # type: ignore[misc]
