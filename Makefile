@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .PHONY: help demo test test-lm check bench docs format clean
 
 help:
-	@echo "make demo    set up and serve four real models on 127.0.0.1:$(PORT)"
+	@echo "make demo    set up and serve five real models on 127.0.0.1:$(PORT)"
 	@echo "make test    set up and run the tests"
 	@echo "make test-lm tests of the language-model engine, with PyTorch"
 	@echo "make check   types, style, format"

@@ -1,4 +1,4 @@
-"""`make demo`: adds the four models where they are missing, starts the server, asks each model once, keeps serving."""
+"""`make demo`: adds the models where they are missing, starts the server, asks each model once, keeps serving."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import setup as demo_setup
 
 HERE = Path(__file__).resolve().parent
 WAIT_SECONDS = 60.0
+CHAT_SECONDS = 180.0  # a language model takes longer to load, the first time above all
+QUESTION = "What is an invoice? Answer in one sentence."
 ASKED = (
     ("phishing", "a table row with 9 named columns: is this web page a phishing page?"),
     ("spam", "a text: is this e-mail spam?"),
@@ -57,6 +59,7 @@ def show(server: subprocess.Popen[bytes], arguments: argparse.Namespace, begin: 
             f"{name}: {question}\n    {shorten(answer)}\n    {seconds * 1e3:.1f} ms, batch of {told} row(s)\n",
             flush=True,
         )
+    chat(server, arguments.port)
     print(hints(arguments.port), flush=True)
     return 0 if arguments.stop else server.wait()
 
@@ -69,6 +72,32 @@ def example(home: Path, name: str) -> dict[str, Any]:
     row = Registry(home).resolve(ModelRef(name)).manifest.example
     assert row is not None
     return row
+
+
+def chat(server: subprocess.Popen[bytes], port: int) -> None:
+    """One question to the language model; its answer is printed as it comes."""
+    from pelton.cli.chat_command import receipt_line
+    from pelton.cli.chat_stream import Conversation, Reply
+    from pelton.cli.http_client import Client
+    from pelton.errors import NotReady, PeltonError
+
+    print(f"chat: {QUESTION}\n    ", end="", flush=True)
+    client, end, reply = Client(f"http://127.0.0.1:{port}"), time.perf_counter() + CHAT_SECONDS, Reply()
+    while True:
+        try:
+            client.get("/v2/models/chat/ready")
+            break
+        except NotReady:
+            if time.perf_counter() > end or server.poll() is not None:
+                sys.exit(f"chat was not ready in {CHAT_SECONDS:.0f} s")
+            time.sleep(0.1)
+    body = {"model": "chat", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 60}
+    try:
+        for piece in Conversation(client).ask(body, reply):
+            print(piece.replace("\n", "\n    "), end="", flush=True)
+    except PeltonError as error:
+        sys.exit(f"failed: {error}")
+    print(f"\n    {receipt_line(reply)}\n", flush=True)
 
 
 def ask(server: subprocess.Popen[bytes], port: int, name: str, body: bytes) -> tuple[Any, str, float]:
@@ -111,6 +140,8 @@ def hints(port: int) -> str:
     curl -s {base}/v2/models/phishing
     curl -s {base}/metrics | grep pelton_request
     {DEMO_COMMAND} bench spam --url {base} --quick
+    {DEMO_COMMAND} chat --url {base}
+    any client of the OpenAI API with base_url="{base}/v1" and model="chat"
     open {base} in a browser: every model with a form to try it"""
 
 

@@ -1,4 +1,4 @@
-"""Adds the four demo models to the registry of a home folder: `python demo/setup.py HOME`.
+"""Adds the demo's models to the registry of a home folder: `python demo/setup.py HOME`.
 
 What is there already is skipped, and where all of it is, nothing of Pelton is imported. The models are told in
 recipes.toml.
@@ -30,13 +30,18 @@ def setup(home: Path) -> int:
     """Adds what is missing; tells each model in a line. Returns the process's exit status."""
     recipes = tomllib.loads((HERE / "recipes.toml").read_text())["model"]
     done = ready(home)
-    missing = [recipe for recipe in recipes if done.get(recipe["folder"]) != digest(recipe)]
+    missing = [recipe for recipe in recipes if done.get(name_of(recipe)) != digest(recipe)]
     for recipe in missing:
         if not add(recipe, home):
             return 1
-        done[recipe["folder"]] = digest(recipe)
+        done[name_of(recipe)] = digest(recipe)
         (home / "demo.json").write_text(json.dumps(done))
     return 0
+
+
+def name_of(recipe: dict[str, Any]) -> str:
+    name: str = recipe.get("name") or recipe["folder"]
+    return name
 
 
 def ready(home: Path) -> dict[str, str]:
@@ -62,7 +67,9 @@ def registered(store: Path) -> set[str]:
 
 def digest(recipe: dict[str, Any]) -> str:
     """Changes with the recipe, with every file that it uses, and with this one."""
-    files = [Path(__file__), *sorted((HERE / "models" / recipe["folder"]).iterdir())]
+    files = [Path(__file__)]
+    if "folder" in recipe:
+        files += sorted((HERE / "models" / recipe["folder"]).iterdir())
     if "example" in recipe:
         files.append(HERE / "examples" / recipe["example"]["file"])
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
@@ -72,32 +79,44 @@ def digest(recipe: dict[str, Any]) -> str:
 
 
 def add(recipe: dict[str, Any], home: Path) -> bool:
-    # imported here: a demo that is set up starts without the weight of these
-    import shutil
-    import tempfile
-
+    # imported here: a demo that is set up starts without the weight of it
     from pelton.errors import PeltonError
-    from pelton.importers import Options, folder
-    from pelton.registry import Registry
 
     began = time.perf_counter()
-    name = recipe["folder"]
-    print(f"  {name:<10}", end="", flush=True)
+    print(f"  {name_of(recipe):<10}", end="", flush=True)
+    if "source" in recipe:
+        print(f"fetching {recipe['size_mb']} MB of {recipe['source'].partition('/')[0]} ... ", end="", flush=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="pelton-demo-") as temporary:
-            draft = Path(temporary) / name
-            shutil.copytree(HERE / "models" / name, draft)
-            if "source" in recipe:
-                print(
-                    f"fetching {recipe['size_mb']} MB of {recipe['source'].partition('/')[0]} ... ", end="", flush=True
-                )
-                fetch(recipe, draft, home)
-            package = folder.add(str(draft), Registry(home), Options())
+        package = add_language_model(recipe, home) if recipe.get("language") else add_folder(recipe, home)
     except PeltonError as error:
         print(f"failed: {error}")
         return False
     print(f"added as {package.version[:12]} in {time.perf_counter() - began:.1f} s")
     return True
+
+
+def add_language_model(recipe: dict[str, Any], home: Path) -> Any:
+    """As `pelton add SOURCE --name NAME` does."""
+    from pelton.importers import Options, add
+    from pelton.registry import Registry
+
+    return add(recipe["source"], Registry(home), Options(name=recipe["name"]))
+
+
+def add_folder(recipe: dict[str, Any], home: Path) -> Any:
+    """A package whose folder is shipped here, completed by a file of a public package."""
+    import shutil
+    import tempfile
+
+    from pelton.importers import Options, folder
+    from pelton.registry import Registry
+
+    with tempfile.TemporaryDirectory(prefix="pelton-demo-") as temporary:
+        draft = Path(temporary) / recipe["folder"]
+        shutil.copytree(HERE / "models" / recipe["folder"], draft)
+        if "source" in recipe:
+            fetch(recipe, draft, home)
+        return folder.add(str(draft), Registry(home), Options())
 
 
 def fetch(recipe: dict[str, Any], draft: Path, home: Path) -> None:

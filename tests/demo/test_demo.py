@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.timeout(180)
-def test_the_demo_adds_four_models_asks_each_and_ends(tmp_path: Path) -> None:
+def test_the_demo_adds_five_models_asks_each_and_ends(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
