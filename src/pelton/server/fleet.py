@@ -21,6 +21,7 @@ from pelton.registry import Registry
 from pelton.replicas import Replica
 from pelton.replicas.language import LanguageReplica
 from pelton.runtimes.contract import RuntimeOptions
+from pelton.runtimes.language import RUNTIME as LANGUAGE_RUNTIME
 from pelton.scheduling import LatencyModel
 from pelton.settings import Settings
 from pelton.types import ModelRef
@@ -51,10 +52,13 @@ class Fleet:
         return all(state == UNLOADED for state in self._engine.directory.states().values())
 
     async def start(self, packages: Sequence[Package]) -> None:
-        """Loads all; one that fails does not keep the others from serving."""
+        """Loads all; one that fails does not keep the others from serving. Language models come last: what is quick to
+        load answers at once."""
         for package in packages:
             self._engine.directory.announce(package.name, LOADING)
-        await asyncio.gather(*(self._try(package) for package in packages))
+        slow = [package for package in packages if package.manifest.runtime == LANGUAGE_RUNTIME]
+        await asyncio.gather(*(self._try(package) for package in packages if package not in slow))
+        await asyncio.gather(*(self._try(package) for package in slow))
 
     async def load(self, text: str) -> Served:
         """Loads `name` (its newest version) or `name:version` beside what serves, then switches. Raises what made it fail."""
