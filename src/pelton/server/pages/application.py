@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from pelton.engine import Served
 from pelton.errors import NotFound, PeltonError, Unsupported
-from pelton.server import openai
+from pelton.server.openai.routes import routes as openai_routes
 from pelton.server.pages import admin, examples
 from pelton.server.pages.answers import JSON, answer, failure, plain_failure
 from pelton.server.pages.cards import read
@@ -77,7 +77,7 @@ def make_app(site: Site) -> App:
     routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in post]
     routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get]
     routes += admin.routes(site)
-    routes += openai.routes(site)
+    routes += openai_routes(site)
     app = Starlette(
         routes=routes,
         exception_handlers={PeltonError: _own, HTTPException: _http, Exception: _fault},

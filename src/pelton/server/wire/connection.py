@@ -376,9 +376,10 @@ class Connection(asyncio.Protocol):
         elif not self._deadline:
             self._close()
 
-    def write(self, data: bytes) -> None:
-        """Part of an answer."""
+    def write(self, data: bytes) -> bool:
+        """Part of an answer. False: the client takes less than is written; `drained` waits for it."""
         self._transport.write(data)
+        return not self._write_blocked_since
 
     def send(self, answer: bytes) -> None:
         """The whole answer of the request in progress, which stays open for more."""

@@ -18,7 +18,9 @@ import httptools
 
 from pelton.errors import NotReady, PeltonError
 from pelton.server.routes import Route
-from pelton.server.wire.connection import Connection, Request
+from pelton.server.wire.answer_head import head
+from pelton.server.wire.connection import JSON_TYPE, Connection, Request
+from pelton.server.workers.named_model import is_openai, keeper_of, named_in
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,12 @@ Reject = Callable[[Connection, Request, str, str, PeltonError], None]
 
 
 class Receiver(Protocol):
-    """Who waits for an answer."""
+    """Who waits for an answer. `in_parts`: it takes them as they come, and then an empty one from `answered`."""
+
+    in_parts: bool
+
+    def part(self, data: bytes) -> None:
+        """More of the answer, head included."""
 
     def answered(self, answer: bytes) -> None:
         """Head and body, as the sibling sent them."""
@@ -77,15 +84,27 @@ class Link(asyncio.Protocol):
         if self._receiver is None or self._complete:  # an answer that nobody asked for
             self._break()
             return
-        self._parts.append(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             log.error("a worker's answer cannot be read: %s", error)
             self._break()
             return
+        if self._receiver.in_parts:
+            self._receiver.part(data)
+        else:
+            self._parts.append(data)
         if self._complete:
             self._answered()
+
+    def pause(self) -> None:
+        """Nothing more is read for now."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def on_message_begin(self) -> None:
         if self._complete:
@@ -103,7 +122,9 @@ class Link(asyncio.Protocol):
 
     def _answered(self) -> None:
         receiver, self._receiver = self._receiver, None
-        assert receiver is not None
+        if receiver is None:  # it left while it took the last part
+            self._break()
+            return
         answer = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
         self._complete = False
@@ -171,6 +192,8 @@ class Sibling:
 class Forwarded:
     """One request that another worker answers, as the client's connection sees it (`http.Exchange`)."""
 
+    in_parts = False
+
     def __init__(self, connection: Connection, request: Request, name: str, protocol: str, reject: Reject) -> None:
         self._connection = connection
         self._request = request
@@ -189,6 +212,9 @@ class Forwarded:
         if self._link is not None:
             self._link.abort()
 
+    def part(self, data: bytes) -> None:
+        """Whole answers only."""
+
     def answered(self, answer: bytes) -> None:
         if self._left:
             return
@@ -200,31 +226,103 @@ class Forwarded:
         if self._left:
             return
         message = f"model {self._name!r}: the worker that holds it ended and is started again"
-        error = NotReady(message, retry_after=1.0, reason="worker_lost")
+        self._refuse(NotReady(message, retry_after=1.0, reason="worker_lost"))
+
+    def _refuse(self, error: PeltonError) -> None:
         self._reject(self._connection, self._request, self._name, self._protocol, error)
 
 
-class Forward:
-    """Hands requests on. `places`: model -> number of the worker that holds it, of models that are not here."""
+class Streamed(Forwarded):
+    """... and that goes to the client in the parts in which it comes."""
 
-    def __init__(self, siblings: Mapping[int, Sibling], places: Mapping[str, int], reject: Reject) -> None:
+    in_parts = True
+
+    def __init__(self, connection: Connection, request: Request, name: str, protocol: str, reject: Reject) -> None:
+        super().__init__(connection, request, name, protocol, reject)
+        self._begun = False
+        self._waiting: asyncio.Task[None] | None = None
+
+    def part(self, data: bytes) -> None:
+        if self._left:
+            return
+        self._begun = True
+        if not self._connection.write(data) and self._waiting is None and self._link is not None:
+            self._link.pause()
+            self._waiting = asyncio.get_running_loop().create_task(self._resume(self._link))
+
+    def answered(self, answer: bytes) -> None:
+        if not self._left:
+            self._connection.done()
+
+    def failed(self) -> None:
+        if self._begun and not self._left:
+            self._connection.abort()  # the client must see that the answer is not whole
+        else:
+            super().failed()
+
+    async def _resume(self, link: Link) -> None:
+        await self._connection.drained()
+        self._waiting = None
+        if not self._left:
+            link.resume()
+
+    def _refuse(self, error: PeltonError) -> None:
+        from pelton.server.openai.errors import of  # only where it is needed: it loads the framework of the pages
+
+        told = of(error)
+        body = told.body()
+        lines = "".join(f"{name}: {value}\r\n" for name, value in told.headers.items()).encode()
+        if not self._request.keep_alive:
+            lines += b"connection: close\r\n"
+        self._connection.reply(head(told.status, JSON_TYPE, len(body), lines), body)
+
+
+class Forward:
+    """Hands requests on. `places`: model -> number of the worker that holds it, of models that are not here.
+
+    `limit`: bytes of a body after decompression, where it is read to know its model."""
+
+    def __init__(
+        self,
+        siblings: Mapping[int, Sibling],
+        places: Mapping[str, int],
+        reject: Reject,
+        limit: int = 64 * 1024 * 1024,
+    ) -> None:
         self._siblings = siblings
         self._places = places
         self._reject = reject
+        self._limit = limit
 
     def __call__(self, connection: Connection, request: Request, route: Route | None) -> bool:
         """Whether the request is for a model of another worker, and was sent there. `route`: None for a page."""
+        made = Forwarded
         if route is not None:
             name, protocol = route.name, route.protocol
+            place = self._places.get(name)
         else:
             name, protocol = model_of(request.target), ""
-        place = self._places.get(name)
+            place = self._places.get(name)
+            if place is None and not name:
+                made, name, place = Streamed, *self._by_body(request)
+            elif b"generate" in request.target:
+                made = Streamed
         if place is None:
             return False
-        exchange = Forwarded(connection, request, name, protocol, self._reject)
+        exchange = made(connection, request, name, protocol, self._reject)
         connection.exchange = exchange
-        self._siblings[place].send(head_of(request), request.body, exchange, exchange.taken)
+        # An answer in parts has no length, and an old client knows no chunks: the end of the connection is its end.
+        version = request.version if made is Streamed else "1.1"
+        self._siblings[place].send(head_of(request, version), request.body, exchange, exchange.taken)
         return True
+
+    def _by_body(self, request: Request) -> tuple[str, int | None]:
+        """Of requests of the OpenAI API: the model that the body names, or the worker that an id names."""
+        if request.method == b"POST" and is_openai(request.target):
+            name = named_in(request, self._limit) if self._places else ""
+            return name, self._places.get(name)
+        keeper = keeper_of(request.target)
+        return "", keeper if keeper in self._siblings else None
 
 
 def model_of(target: bytes) -> str:
@@ -234,10 +332,10 @@ def model_of(target: bytes) -> str:
     return match[1].decode() if match else ""
 
 
-def head_of(request: Request) -> bytes:
+def head_of(request: Request, version: str = "1.1") -> bytes:
     """The request's head for the sibling: as it came, but for what concerns the client's connection only."""
     method = b"GET" if request.method == b"HEAD" else request.method
-    lines = [b"%b %b HTTP/1.1" % (method, request.target)]
+    lines = [b"%b %b HTTP/%b" % (method, request.target, version.encode())]
     lines += [b"%b: %b" % header for header in request.headers if header[0] not in HOP_BY_HOP]
     if request.version == "1.0":
         lines = [line for line in lines if not line.startswith(b"host:")] + [b"host: worker"]

@@ -29,7 +29,7 @@ from pelton.server.dispatcher import Dispatcher
 from pelton.server.fleet import stored
 from pelton.server.inference import reply_error
 from pelton.server.lifecycle import end_now, run_loop
-from pelton.server.process import Server
+from pelton.server.process import MEGABYTE, Server
 from pelton.server.wire.asgi import App, Message
 from pelton.server.wire.connection import Connection, Request
 from pelton.server.wire.listener import BACKLOG, Listener
@@ -77,7 +77,8 @@ class Worker:
         self._siblings = {n: Sibling(path_of(handover.folder, n)) for n in range(handover.workers) if n != me}
         self._places = WorkerPlaces(handover, registry, self._tell)
         self._elsewhere = self._places.elsewhere
-        forward = Forward(self._siblings, self._elsewhere, self._reject)
+        most = int(settings.max_body * MEGABYTE)
+        forward = Forward(self._siblings, self._elsewhere, self._reject, most)
         sock = socket.socket(fileno=handover.listener)
         self._board = Board(handover.folder, handover.workers)
         self._clients = Counted(self._board.counts, me)
@@ -257,6 +258,8 @@ class Worker:
 class Question:
     """One question to a sibling (`forward.Receiver`)."""
 
+    in_parts = False
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.answer: asyncio.Future[bytes] = loop.create_future()
         self._link: Link | None = None
@@ -271,6 +274,9 @@ class Question:
 
     def failed(self) -> None:
         self.answered(b"")
+
+    def part(self, data: bytes) -> None:
+        """Whole answers only."""
 
     def drop(self) -> None:
         """Nobody waits for the answer any more."""
