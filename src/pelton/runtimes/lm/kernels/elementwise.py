@@ -57,43 +57,51 @@ def _norm(
     if QUANTIZE:
         scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-6) / 448.0
         tl.store(scale_ptr + row, scale)
-        y = y / scale
+        y = y * (1.0 / scale)
     tl.store(out_ptr + row * size + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _gate(
     x_ptr, row_scale_ptr, out_scale_ptr, out_ptr, scale_ptr, size,
-    WIDTH: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, GELU: tl.constexpr, QUANTIZE: tl.constexpr,
-    CHAINED: tl.constexpr,
+    WIDTH: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, GELU: tl.constexpr,
+    QUANTIZE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = at < size
-    if SCALED:
-        gate_scale = tl.load(out_scale_ptr + at, mask=inside, other=0.0)
-        up_scale = tl.load(out_scale_ptr + size + at, mask=inside, other=0.0)
     if CHAINED:
         gdc_wait()
         gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * CHUNKS * WIDTH
     stride = tl.num_programs(0) * 2 * size
-    gate = _sum(x_ptr, row * 2 * size + at, inside, stride, PARTS)
-    up = _sum(x_ptr, row * 2 * size + size + at, inside, stride, PARTS)
+    row_scale = 1.0
     if SCALED:
         row_scale = tl.load(row_scale_ptr + row)
-        gate = gate * row_scale * gate_scale
-        up = up * row_scale * up_scale
-    if GELU:
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        gate = gate * tl.sigmoid(2.0 * inner)  # 0.5 (1 + tanh z) = sigmoid(2 z)
-    else:
-        gate = gate * tl.sigmoid(gate)
-    y = gate * up
+    largest = tl.zeros([WIDTH], tl.float32)
+    values = ()
+    for chunk in tl.static_range(CHUNKS):
+        at = first + chunk * WIDTH + tl.arange(0, WIDTH)
+        inside = at < size
+        gate = _sum(x_ptr, row * 2 * size + at, inside, stride, PARTS)
+        up = _sum(x_ptr, row * 2 * size + size + at, inside, stride, PARTS)
+        if SCALED:
+            gate = gate * row_scale * tl.load(out_scale_ptr + at, mask=inside, other=0.0)
+            up = up * row_scale * tl.load(out_scale_ptr + size + at, mask=inside, other=0.0)
+        if GELU:
+            inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+            gate = gate * tl.sigmoid(2.0 * inner)  # 0.5 (1 + tanh z) = sigmoid(2 z)
+        else:
+            gate = gate * tl.sigmoid(gate)
+        y = gate * up
+        largest = tl.maximum(largest, tl.abs(y))
+        values = values + (y,)  # noqa: RUF005 - Triton knows no unpacking
+    factor = 1.0
     if QUANTIZE:
-        scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-6) / 448.0
+        scale = tl.maximum(tl.max(largest, 0), 1e-6) / 448.0
         tl.store(scale_ptr + row, scale)
-        y = y / scale
-    tl.store(out_ptr + row * size + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+        factor = 1.0 / scale
+    for chunk in tl.static_range(CHUNKS):
+        at = first + chunk * WIDTH + tl.arange(0, WIDTH)
+        tl.store(out_ptr + row * size + at, (values[chunk] * factor).to(out_ptr.dtype.element_ty), mask=at < size)
 
 
 @triton.jit
@@ -209,11 +217,12 @@ def gated(x: Product, gelu: bool, quantize: bool = False) -> tuple[torch.Tensor,
     row_scale, out_scale, scaled = _scales(x)
     out = torch.empty((rows, size), dtype=torch.float8_e4m3fn if quantize else x.dtype, device=values.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=values.device) if quantize else None
-    width = triton.next_power_of_2(size) if quantize else min(1024, triton.next_power_of_2(size))
-    _gate[(rows, triton.cdiv(size, width))](
+    width = min(4096 if quantize else 1024, triton.next_power_of_2(size))
+    chunks = triton.cdiv(size, width) if quantize else 1  # a row's scale needs the whole row
+    _gate[(rows, triton.cdiv(size, chunks * width))](
         values, row_scale, out_scale, out, values if scale is None else scale, size,
-        WIDTH=width, PARTS=x.parts, SCALED=scaled, GELU=gelu, QUANTIZE=quantize,
-        num_warps=_warps(width) if quantize else 4, **chained(values),
+        WIDTH=width, CHUNKS=chunks, PARTS=x.parts, SCALED=scaled, GELU=gelu, QUANTIZE=quantize,
+        num_warps=max(1, min(16, width // 256)) if quantize else 4, **chained(values),
     )  # fmt: skip
     return out, scale
 
@@ -348,7 +357,7 @@ def _quantize(x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr, CHAINED: tl.
     x = tl.load(x_ptr + row * size + at, mask=at < size, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-6) / 448.0
     tl.store(scale_ptr + row, scale)
-    tl.store(out_ptr + row * size + at, (x / scale).to(out_ptr.dtype.element_ty), mask=at < size)
+    tl.store(out_ptr + row * size + at, (x * (1.0 / scale)).to(out_ptr.dtype.element_ty), mask=at < size)
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
