@@ -5,7 +5,7 @@
     runner    a plan into inputs, inputs into logits
     sampler   logits into tokens; scores: how likely the prompt was
     engine    the step engine, which schedules with `pelton.runtimes.lm.scheduler`
-    build     all of it for the engine's process, with what was measured
+    assembly  all of it for the engine's process, with what was measured
 
 Needs the packages openvino and, for GGUF files, openvino-genai (extra "chat").
 """
@@ -24,5 +24,5 @@ def build(order: EngineOrder) -> Built:
         importlib.import_module("openvino")
     except ImportError:
         raise ExtraMissing("the OpenVINO engine", "chat") from None
-    built: Built = importlib.import_module("pelton.runtimes.openvino.build").build(order)
+    built: Built = importlib.import_module("pelton.runtimes.openvino.assembly").build(order)
     return built
