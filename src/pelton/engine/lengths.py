@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from pelton.scheduling import LengthBatcher, LengthScheduler
 from pelton.scheduling.length_batcher import STEP
 from pelton.scheduling.lengths import Limits, split
 from pelton.types import Array, Call, Outcome, TensorSpec
+
+BULK_FROM: Final = 4  # full batches
 
 Part = tuple[Sequence[int], int]  # numbers of rows, and the tokens that they are filled up to
 
@@ -94,5 +97,5 @@ def measure(replica: Replica, call: Call) -> None:
 
 
 def priority_of(call: Call, load: int, cap: int) -> int:
-    """Pieces of a call that is larger than a batch yield to small calls."""
-    return call.priority + (BULK if load > cap else 0)
+    """Pieces of a call that takes several batches yield to small calls."""
+    return call.priority + (BULK if load > BULK_FROM * cap else 0)

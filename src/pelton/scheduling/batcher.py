@@ -237,6 +237,7 @@ class Batcher:
                 if call.deadline <= close and self._hopeless(call, now):
                     level.rows -= call.rows if priority else 0
                     self.rows -= call.rows
+                    call.state = RUNNING  # it is out of the queue: nobody takes it out again
                     late.append(call)
                     continue
                 if not calls:

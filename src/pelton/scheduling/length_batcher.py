@@ -184,6 +184,7 @@ class LengthBatcher(Batcher):
                 continue
             if call.deadline <= close and self._hopeless(call, now):
                 self.remove(call)
+                call.state = RUNNING  # it is out of the queue: nobody takes it out again
                 late.append(call)
             else:
                 looked.append(call)
