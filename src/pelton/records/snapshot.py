@@ -73,6 +73,16 @@ class Streams(msgspec.Struct, frozen=True):
     away: str = ""
 
 
+class Padding(msgspec.Struct, frozen=True):
+    """Tokens of a model whose rows differ in length, since the process started: those of texts, and all that were
+    computed. `queued`: tokens that wait; `cap`: padded tokens of a batch at most."""
+
+    real: int
+    computed: int
+    queued: int
+    cap: int
+
+
 class Lane(msgspec.Struct, frozen=True):
     """A version that takes calls: what waits, what runs, and its target in seconds. `card`: what pages tell of it.
 
@@ -87,6 +97,7 @@ class Lane(msgspec.Struct, frozen=True):
     card: bytes = b""
     current: bool = True
     streams: Streams | None = None  # of a language model
+    padding: Padding | None = None  # of a model whose rows differ in length
 
 
 class Usage(msgspec.Struct, frozen=True):

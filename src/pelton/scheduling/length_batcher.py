@@ -84,6 +84,7 @@ class LengthBatcher(Batcher):
         self.most_rows = policy.max_rows
         self.real_tokens = 0  # of all batches so far...
         self.padded_tokens = 0  # ... and what was computed for them
+        self.queued_rows = 0
         self._by_length = ByLength()
         self._cost = Cost(0.0, 1.0)
         self._full_padded = 1.0
@@ -107,6 +108,7 @@ class LengthBatcher(Batcher):
         rows, load = self.rows, load_of(call)
         super().push(call, returned_after)
         self.rows = rows + load
+        self.queued_rows += call.rows
         if call.priority:
             self._level(call.priority).rows += load - call.rows
         if load > self._inline_tokens:
@@ -115,6 +117,7 @@ class LengthBatcher(Batcher):
     def remove(self, call: Call) -> None:
         load = load_of(call)
         self.rows -= load
+        self.queued_rows -= call.rows
         if call.priority:
             self._level(call.priority).rows -= load
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from pelton import __version__
 from pelton.engine import Served
 from pelton.records import Window, WindowKey
-from pelton.records.snapshot import Lane, Snapshot, Streams, Usage, sums_of
+from pelton.records.snapshot import Lane, Padding, Snapshot, Streams, Usage, sums_of
+from pelton.scheduling import LengthBatcher
 from pelton.server.pages.cards import card_of
 from pelton.server.site import Site
 
@@ -46,6 +47,10 @@ def _lane(served: Served, current: bool) -> Lane:
     lane = served.lane
     if lane is None:
         batcher = served.scheduler.batcher
+        if isinstance(batcher, LengthBatcher):
+            padding = Padding(batcher.real_tokens, batcher.padded_tokens, batcher.rows, batcher.cap)
+            rows = batcher.most_rows, batcher.queued_rows
+            return Lane(name, version, target, *rows, served.scheduler.running, card, current, padding=padding)
         return Lane(name, version, target, batcher.cap, batcher.rows, served.scheduler.running, card, current)
     facts = lane.facts
     streams = Streams(

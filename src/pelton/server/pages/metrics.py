@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from pelton.records import Histogram, Window, WindowKey
-from pelton.records.snapshot import Lane, Snapshot, Streams, by_version, merged
+from pelton.records.snapshot import Lane, Padding, Snapshot, Streams, by_version, merged
 from pelton.records.tokens import PROVIDER, TOKEN, TokenSums, operation_of
 
 STAGES: Final = (
@@ -245,7 +245,25 @@ def _lanes(processes: Sequence[Snapshot]) -> Iterator[Metric]:
     for name in sorted(states.keys() - {model for model, _ in lanes}):
         ready.add_metric((name, ""), 0.0)
     yield from (waiting, running, ready, target, cap)
+    yield from _padding({key: [one.padding for one in same if one.padding] for key, same in sorted(lanes.items())})
     yield from _engines({key: [one.streams for one in same if one.streams] for key, same in sorted(lanes.items())})
+
+
+def _padding(lanes: Mapping[tuple[str, str], Sequence[Padding]]) -> Iterator[Metric]:
+    """What is computed only because rows of a batch differ in length."""
+    if not any(lanes.values()):
+        return
+    real = CounterMetricFamily("pelton_padding_real_tokens", "Tokens of texts that ran.", labels=VERSION)
+    wasted = CounterMetricFamily("pelton_padding_tokens", "Tokens that only filled rows up.", labels=VERSION)
+    queued = GaugeMetricFamily("pelton_queue_tokens", "Tokens that wait for a batch.", labels=VERSION)
+    cap = GaugeMetricFamily("pelton_batch_tokens_cap", "The largest batch that keeps the target.", labels=VERSION)
+    for key, same in lanes.items():
+        if same:
+            real.add_metric(key, sum([one.real for one in same]))
+            wasted.add_metric(key, sum([one.computed - one.real for one in same]))
+            queued.add_metric(key, sum([one.queued for one in same]))
+            cap.add_metric(key, min([one.cap for one in same]))
+    yield from (real, wasted, queued, cap)
 
 
 def _engines(engines: Mapping[tuple[str, str], Sequence[Streams]]) -> Iterator[Metric]:
