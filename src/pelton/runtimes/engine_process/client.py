@@ -11,6 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from pelton.errors import ModelFailed, PeltonError
@@ -153,6 +154,7 @@ class EngineProcess:
         self._facts: Facts | None = None
         self._trouble: PeltonError | None = None  # of the first start
         self._reason = ""
+        self._why = ""
         self._closing = False
         self._keeper = threading.Thread(target=self._keep, name=f"pelton-{order.model}-keeper", daemon=True)
         self._keeper.start()
@@ -173,6 +175,12 @@ class EngineProcess:
     def pid(self) -> int:
         process = self._process
         return process.pid if process is not None and self._up else 0
+
+    def explain(self, why: str) -> None:
+        """Why this engine was chosen, instead of what it says of itself. Before it is attached."""
+        with self._state:
+            self._why = why
+            self._facts = replace(self.facts, why=why)
 
     def attach(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
         with self._state:
@@ -313,7 +321,7 @@ class EngineProcess:
     def _ready(self, process: Process, facts: Facts) -> None:
         with self._state:
             self._up = True
-            self._facts = facts
+            self._facts = facts = replace(facts, why=self._why or facts.why)
             attached = self._loop is not None
             self._state.notify_all()
         if attached:

@@ -18,7 +18,7 @@ from pelton.runtimes.step_engine import LmRequest, StepEngine
 
 STREAMS: Final = 8
 CONTEXT: Final = 4096  # where no card tells what the model was trained for
-KV_TOKENS: Final = 16384
+KV_TOKENS: Final = 8192
 PROBE_PROMPT, PROBE_TOKENS = 96, 8
 
 
