@@ -167,12 +167,14 @@ class Lane:
         alone = share >= 1.0  # it has places of its own, whatever the others do
         mine = [one for one in before if not alone or one.tenant == tenant or one.priority > stream.priority]
         rivals = [one for one in running if not alone or one.tenant == tenant]
+        begun = [one for one in rivals if one.computed]
+        mine = [*(one for one in rivals if not one.computed), *mine]  # the engine has them, and no place for them yet
         return Ahead(
             prefill=sum([one.uncomputed for one in running]) + sum([one.size for one in before]),
             streams=min(len(running), places),
-            free=int(share) - self._held.get(tenant, 0) if alone else places - self._alive,
+            free=(int(share) if alone else places) - len(begun),
             waiting=[tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in mine],
-            left=[tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in rivals],
+            left=[tokens_left(len(one.tokens), one.generation.max_tokens, usual) for one in begun],
         )
 
     def _usable(self, streams: Sequence[Stream]) -> int:

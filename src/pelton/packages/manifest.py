@@ -12,6 +12,7 @@ from pelton.packages import preprocess as pre
 from pelton.types import DATATYPES, Signature, check_name
 
 MANIFEST_NAME = "pelton.toml"
+LANGUAGE = "language"  # the runtime of language models
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
 
@@ -133,9 +134,29 @@ def check(manifest: Manifest, folder: Path) -> None:
         value = getattr(manifest.slo, name)
         if value is not None and not value > 0:
             raise PackageInvalid(f"{MANIFEST_NAME}: slo.{name} must be positive, not {value}")
+    if manifest.runtime == LANGUAGE:
+        _check_language(manifest)
+    elif manifest.slo.ttft_ms is not None or manifest.slo.tpot_ms is not None:
+        raise PackageInvalid(f"{MANIFEST_NAME}: slo.ttft_ms and slo.tpot_ms are for language models; use slo.p99_ms")
     for name in _files(manifest):
         if not _inside(folder, name).exists():
             raise PackageInvalid(f"{folder}: {MANIFEST_NAME} names {name!r}, which is not there")
+
+
+def _check_language(manifest: Manifest) -> None:
+    """A language model takes texts and gives texts, row by row; what it does with them is no matter of blocks."""
+    signature = manifest.signature
+    for what, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+        if [(spec.datatype, spec.shape) for spec in specs] != [("BYTES", ())] or not signature.batched:
+            raise PackageInvalid(
+                f"{MANIFEST_NAME}: a language model has one of signature.{what}, BYTES of shape [], and takes batches"
+            )
+    if manifest.preprocess or manifest.postprocess:
+        raise PackageInvalid(f"{MANIFEST_NAME}: a language model has no preprocess and no postprocess blocks")
+    if manifest.slo.p99_ms is not None:
+        raise PackageInvalid(
+            f"{MANIFEST_NAME}: slo.p99_ms says nothing of texts, which may be long: use slo.ttft_ms and slo.tpot_ms"
+        )
 
 
 def _check_signature(signature: Signature) -> None:

@@ -9,10 +9,9 @@ from pelton.packages import Package
 from pelton.replicas.replica import Replica, bucket, join_padded, target_seconds
 from pelton.replicas.replica import load as load_tensors
 from pelton.runtimes.contract import RuntimeOptions
+from pelton.runtimes.language import RUNTIME as LANGUAGE
 
 __all__ = ["Replica", "bucket", "join_padded", "load", "target_seconds"]
-
-LANGUAGE = "language"  # the runtime in pelton.toml
 
 
 def load(package: Package, options: RuntimeOptions, clock: Callable[[], float]) -> Replica:

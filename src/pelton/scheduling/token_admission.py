@@ -24,7 +24,7 @@ class Ahead:
 
     prefill: int  # tokens of prompts that are computed before or beside its own
     streams: int  # that decode meanwhile
-    free: int  # places that this tenant could have now
+    free: int  # places that this tenant could have now; negative: it holds so many more than are its own
     waiting: Sequence[float] = ()
     left: Sequence[float] = ()
 
@@ -36,7 +36,8 @@ def tokens_left(made: int, most: int, usual: float) -> float:
 
 def place_seconds(ahead: Ahead, speed: TokenSpeed) -> float:
     """Seconds until there is a place: 0 where one is free for it."""
-    places = [0.0] * max(0, ahead.free) + sorted(ahead.left)  # a heap: the tokens after which each is free
+    # a heap: the tokens after which each is free; the first ones that this tenant has too many of go to others
+    places = [0.0] * max(0, ahead.free) + sorted(ahead.left)[max(0, -ahead.free) :]
     if not places:
         return 0.0
     for tokens in ahead.waiting:
