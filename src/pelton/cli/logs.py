@@ -39,3 +39,14 @@ def configure(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=LEVELS[settings.log_level], handlers=[handler], force=True)
+
+
+def tell_progress() -> None:
+    """Shows on standard error what importers are doing, for commands that take their time."""
+    importers = logging.getLogger("pelton.importers")
+    if not importers.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        importers.addHandler(handler)
+    importers.setLevel(logging.INFO)
+    importers.propagate = False

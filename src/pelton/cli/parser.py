@@ -21,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pelton {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add(commands)
+    _derive(commands)
     _list(commands)
     _serve(commands)
     _predict(commands)
@@ -70,6 +71,27 @@ def _add(commands: Any) -> None:
     parser.add_argument("--derivation", default="", metavar="TEXT", help="by what it was made of that: int8, distilled")
     parser.add_argument("--accepted-on", default="", metavar="TEXT", help="hardware on which its quality was accepted")
     parser.add_argument("--metrics", default="", metavar="NAME=X", help="its quality: accuracy=0.93,auc=0.97")
+
+
+def _derive(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "derive",
+        "make a language model smaller or faster: a new version that knows its parent",
+        epilog="""formats:
+  q4_0   4.5 bits a weight; the fastest of llama.cpp on most processors
+  q8_0   8.5 bits a weight; next to no loss
+  f16    16 bits a weight
+The new version keeps the model's name unless --name gives another; what it lost against its parent is measured where an
+engine can tell, and stands with the version (pelton models NAME).""",
+    )
+    parser.add_argument("model", help="name, name@alias or name:version of a model that was added as a GGUF file")
+    parser.add_argument("--format", choices=("q4_0", "q8_0", "f16"), required=True, help="number format of the weights")
+    parser.add_argument("--name", help="another name for the new model")
+    parser.add_argument("--accepted-on", default="", metavar="TEXT", help="hardware on which its quality was accepted")
+    parser.add_argument(
+        "--measure", action=argparse.BooleanOptionalAction, default=True, help="measure what was lost (default: yes)"
+    )
 
 
 def _list(commands: Any) -> None:
