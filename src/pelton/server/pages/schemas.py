@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 ELEMENT: Final = {"float": "number", "int": "integer", "bool": "boolean", "bytes": "string"}
+TRANSCRIPT: Final[dict[str, Json]] = {
+    "text": {"type": "string"},
+    "language": {"type": "string"},
+    "duration": {"type": "number", "description": "Seconds."},
+    "segments": {"type": "array", "items": {"type": "object"}},
+}
 MEDIA: Final = {"image": "image/*", "audio": "audio/*"}
 
 
@@ -95,7 +101,10 @@ def _block_schema(block: pre.Postprocess, spec: TensorSpec) -> Json:
             "required": ["label", "score"],
         }
         return {"type": "array", "items": one, "description": "The best labels, best first."}
-    return _numbers_or_null(spec if block.index is None else TensorSpec(spec.name, spec.datatype))
+    if isinstance(block, pre.Transcript):
+        return dict(TRANSCRIPT[block.part])
+    single = isinstance(block, pre.Value) and block.index is not None
+    return _numbers_or_null(TensorSpec(spec.name, spec.datatype) if single else spec)
 
 
 def _numbers_or_null(spec: TensorSpec) -> Json:
