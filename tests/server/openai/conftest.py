@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for echo_api and echo_model, which the tests share
 
 from echo_api import Api, serving
-from echo_model import add
+from echo_model import add, add_embedding, add_speech
 
 
 @pytest.fixture(scope="session")
@@ -22,4 +22,15 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     add(home, "base", chat=False)
     add(home, "small", context=64)
     with serving(home, "echo", "base", "small") as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def senses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A server with "vectors" (embeds texts), "ears" (hears sounds) and "echo"."""
+    home = tmp_path_factory.mktemp("senses")
+    add_embedding(home)
+    add_speech(home)
+    add(home)
+    with serving(home, "vectors", "ears", "echo", trust="*") as api:
         yield api

@@ -9,7 +9,7 @@ import numpy as np
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pelton.errors import InvalidInput, PeltonError
+from pelton.errors import InvalidInput, PeltonError, TooLarge
 from pelton.server.openai import asks, errors, receipts
 from pelton.server.openai.asks import EmbeddingAsk
 from pelton.server.openai.caller import Caller
@@ -88,7 +88,9 @@ class _Answer:
             call = await submitted(self._site.engine, self._target, self._caller, fields, receive)
         except PeltonError as error:
             told = errors.of(error)
-            if told.status == 400:
+            if isinstance(error, TooLarge):
+                told = ApiError(str(error), "input", "context_length_exceeded")
+            elif told.status == 400:
                 told.param = "input"
             await told.response(self._headers)(scope, receive, send)
             return

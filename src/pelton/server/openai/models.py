@@ -11,11 +11,13 @@ from starlette.responses import Response
 from pelton.errors import NotFound, PeltonError
 from pelton.server.openai.errors import ApiError
 from pelton.server.openai.errors import of as error_of
+from pelton.server.openai.speech import sound_of
 from pelton.server.pages.answers import answer
-from pelton.server.pages.cards import read
+from pelton.server.pages.cards import Card, read
 from pelton.server.pages.catalog import current_lanes
 from pelton.server.pages.health import Health
 from pelton.server.site import Site
+from pelton.transforms import embedding
 
 Json = dict[str, Any]
 
@@ -62,24 +64,25 @@ class Models:
             return ApiError(f"The model {name!r} does not exist; {error}", "model", "model_not_found", 404).response()
         return error_of(error).response()
 
-    def _model(self, card: Any) -> Json:
+    def _model(self, card: Card) -> Json:
         created = self._since.setdefault(card.version, int(time.time()))
         return {
             "id": card.name,
             "object": "model",
             "created": created,
             "owned_by": OWNER,
-            "kind": kind_of(card),
+            "kind": self._kind(card),
             "version": card.version[:12],
         }
 
-
-def kind_of(card: Any) -> str:
-    """What endpoints a model is for."""
-    runtime = card.runtime
-    return {"language": "language", "whisper": "speech"}.get(
-        runtime, "embedding" if getattr(card, "embeds", False) else "model"
-    )
+    def _kind(self, card: Card) -> str:
+        """What endpoints a model is for. A model of another worker that embeds or hears is not looked into."""
+        served = self._site.engine.directory.current().get(card.name)
+        if card.runtime == "language" or served is None:
+            return "language" if card.runtime == "language" else "model"
+        if embedding.of(served.replica.package) is not None:
+            return "embedding"
+        return "speech" if sound_of(served) is not None else "model"
 
 
 def _openai(request: Request) -> bool:

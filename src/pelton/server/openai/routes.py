@@ -15,6 +15,7 @@ from pelton.server.openai.endpoint import Answer, Endpoint
 from pelton.server.openai.models import Models
 from pelton.server.openai.response_store import ResponseStore
 from pelton.server.openai.responses import ResponseRoute, Responses
+from pelton.server.openai.speech import SpeechRoute
 from pelton.server.openai.triton import Generate
 from pelton.server.site import Site
 
@@ -32,6 +33,8 @@ def routes(site: Site) -> list[Route]:
         ("/v1/responses", ResponseRoute(site, store)),
     ]
     made = [_route(path, Endpoint(site, answer), "POST") for path, answer in posts]
+    made.append(_route("/v1/audio/transcriptions", SpeechRoute(site, "transcribe"), "POST"))
+    made.append(_route("/v1/audio/translations", SpeechRoute(site, "translate"), "POST"))
     for base in (MODEL, MODEL + "/versions/{version}"):
         made += [_route(base + "/generate", generate.whole, "POST")]
         made += [_route(base + "/generate_stream", generate.stream, "POST")]
