@@ -36,6 +36,13 @@ class TestAdd:
         other = pelton("add", linear, "--home", home, "--name", "sums")
         assert other.out != done.out  # another target is another version
 
+    def test_options_of_a_runtime_that_has_none_are_refused(self, pelton: Pelton, home: Path, linear: Path) -> None:
+        done = pelton("add", linear, "--home", home, "--option", "engine=openvino")
+        assert (done.code, "have no options" in done.err) == (1, True)
+        for wrong in ("engine", "=x", "a b=1"):
+            done = pelton("add", linear, "--home", home, "--option", wrong)
+            assert (done.code, "NAME=VALUE" in done.err) == (1, True)
+
     def test_the_home_may_come_from_the_environment(
         self, pelton: Pelton, home: Path, linear: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

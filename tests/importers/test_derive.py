@@ -206,3 +206,23 @@ def test_the_command_tells_what_was_made_and_what_was_lost(parent, registry, cap
     )
     assert "quality   not measured: not asked for" in capsys.readouterr().out
     assert registry.models() == ["s8", "small"]
+
+
+def test_options_reach_the_package_with_their_types(gguf_file, registry, capsys):
+    flags = [
+        "--option",
+        "engine=echo",
+        "--option",
+        "context=64",
+        "--option",
+        "prefix_cache=off",
+        "--home",
+        str(registry.home),
+    ]
+    assert main(["add", str(gguf_file()), *flags]) == 0
+    assert registry.resolve(ModelRef("small")).manifest.options == {
+        "engine": "echo",
+        "context": 64,
+        "prefix_cache": "off",
+    }
+    assert "small answers after" in capsys.readouterr().err

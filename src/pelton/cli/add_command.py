@@ -10,12 +10,14 @@ from typing import Any
 
 from pelton import importers
 from pelton.cli.control import actor
+from pelton.cli.logs import tell_progress
 from pelton.cli.models import open_registry
 from pelton.errors import InvalidInput
 from pelton.types import ModelRef
 
 
 def run(arguments: argparse.Namespace) -> int:
+    tell_progress()
     registry = open_registry(arguments.home)
     options = importers.Options(
         name=arguments.name or "",

@@ -41,12 +41,16 @@ def configure(settings: Settings) -> None:
     logging.basicConfig(level=LEVELS[settings.log_level], handlers=[handler], force=True)
 
 
+class Told(logging.Handler):
+    """Writes to the standard error of the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def tell_progress() -> None:
     """Shows on standard error what importers are doing, for commands that take their time."""
     importers = logging.getLogger("pelton.importers")
-    if not importers.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        importers.addHandler(handler)
+    if not any(isinstance(handler, Told) for handler in importers.handlers):
+        importers.addHandler(Told())
     importers.setLevel(logging.INFO)
-    importers.propagate = False
