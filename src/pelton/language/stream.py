@@ -41,7 +41,8 @@ class TextStream:
         self._include_stop = include_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matchers = [_Matcher(stop) for stop in check_stops(stops)]
-        self._held = ""  # text that may begin a stop string
+        self._starts = {stop[0] for stop in stops}
+        self._held = ""  # text that may begin a stop string: empty where no matcher has begun
         self._ends: list[int] = []  # of tokens that are not released: their last character's place in all text
         self._length = 0  # characters of all text so far
         self._strip = start and tokenizer.leading_space
@@ -85,7 +86,7 @@ class TextStream:
 
     def _feed(self, text: str) -> str:
         """Appends text; what cannot belong to a stop string any more comes out."""
-        if not self._matchers:
+        if not self._held and self._starts.isdisjoint(text):  # nothing in it begins a stop string
             self._length += len(text)
             return text
         pending = self._held + text
