@@ -81,6 +81,32 @@ def test_a_base_model_is_added_with_a_warning(gguf_file, registry, caplog):
     assert any("base model" in line for line in caplog.messages)
 
 
+def test_a_base_model_chats_where_its_owner_says_how(gguf_file, registry, tmp_path):
+    base = str(gguf_file(tokenizer__chat_template=None))
+    told = Options(settings={"engine": "echo", "chat_template": "chatml"})
+    package = add(base, registry, told)
+    assert package.manifest.options == {"engine": "echo"}
+    assert language.load(package).encode_chat([{"role": "user", "content": "the"}])[0] == 1
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!")
+    own = Options(settings={"engine": "echo", "chat_template": str(tmp_path / "own.jinja")})
+    assert language.load(add(base, registry, own)).template.render([{"role": "user", "content": "the"}]) == "the!"
+    with pytest.raises(InvalidInput, match="'chatml' or a file"):
+        add(base, registry, Options(settings={"chat_template": "alpaca"}))
+
+
+@pytest.mark.parametrize("field", ["p99_ms", "max_rows"])
+def test_wishes_that_mean_nothing_to_a_language_model_are_refused(field, gguf_file, registry):
+    with pytest.raises(InvalidInput, match=f"{field} means nothing to this model"):
+        add(str(gguf_file()), registry, Options(settings={"engine": "echo"}, **{field: 1}))
+
+
+def test_the_targets_of_a_language_model_are_kept(gguf_file, registry, linear):
+    slo = add(str(gguf_file()), registry, Options(settings={"engine": "echo"}, ttft_ms=500, tpot_ms=50)).manifest.slo
+    assert (slo.ttft_ms, slo.tpot_ms, slo.p99_ms) == (500, 50, None)
+    with pytest.raises(InvalidInput, match="only language models"):
+        add(str(linear), registry, Options(ttft_ms=1))
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -22,6 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = importers.Options(
         name=arguments.name or "",
         p99_ms=arguments.p99_ms,
+        ttft_ms=arguments.ttft_ms,
+        tpot_ms=arguments.tpot_ms,
         objective=arguments.objective,
         max_rows=arguments.max_rows,
         trust=arguments.trust,

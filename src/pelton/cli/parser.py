@@ -56,6 +56,10 @@ def _add(commands: Any) -> None:
     parser.add_argument("source", help="what to add, see below")
     parser.add_argument("--name", help="name of the model; default: taken from the source")
     parser.add_argument("--p99-ms", type=float, metavar="MS", help="latency target: 99 of 100 answers within MS")
+    parser.add_argument("--ttft-ms", type=float, metavar="MS", help="of a language model: first token within MS")
+    parser.add_argument(
+        "--tpot-ms", type=float, metavar="MS", help="of a language model: from a token to the next within MS"
+    )
     parser.add_argument("--objective", choices=("latency", "balanced", "cost"), help="what batches are formed for")
     parser.add_argument("--max-rows", type=int, metavar="N", help="largest batch; 1: no batching")
     parser.add_argument("--example", metavar="FILE", help="JSON file with example rows: recorded as golden requests")

@@ -27,7 +27,8 @@ GOLDEN_FILE: Final = "golden.json"
 GOLDEN_ROWS: Final = 4
 EXAMPLE_LIMIT: Final = 4096  # elements; larger rows are not shown as examples
 SEED: Final = 0
-WITH_OPTIONS: Final = ("language", "whisper")
+LANGUAGE: Final = "language"
+WITH_OPTIONS: Final = (LANGUAGE, "whisper")
 
 Rows = Mapping[str, Array]  # one array [rows, ...] for each input
 
@@ -40,6 +41,8 @@ class Options(msgspec.Struct, frozen=True):
 
     name: str = ""
     p99_ms: float | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
     objective: Literal["latency", "balanced", "cost"] | None = None
     max_rows: int | None = None
     trust: bool = False
@@ -100,14 +103,27 @@ def with_options(manifest: Manifest, options: Options) -> Manifest:
         batching = msgspec.structs.replace(batching, objective=options.objective)
     if options.max_rows is not None:
         batching = msgspec.structs.replace(batching, max_rows=options.max_rows)
-    slo = manifest.slo if options.p99_ms is None else msgspec.structs.replace(manifest.slo, p99_ms=options.p99_ms)
+    targets = {"p99_ms": options.p99_ms, "ttft_ms": options.ttft_ms, "tpot_ms": options.tpot_ms}
+    slo = msgspec.structs.replace(manifest.slo, **{key: value for key, value in targets.items() if value is not None})
     name = check_name(options.name or manifest.name)
-    if options.settings and manifest.runtime not in WITH_OPTIONS:
-        raise InvalidInput(
-            f"{name}: models of the runtime {manifest.runtime!r} have no options ({min(options.settings)})"
-        )
+    _check_fitting(name, manifest.runtime, options)
     own = manifest.options | options.settings
     return msgspec.structs.replace(manifest, name=name, batching=batching, slo=slo, options=own)
+
+
+def _check_fitting(name: str, runtime: str, options: Options) -> None:
+    """Raises InvalidInput for a wish that means nothing to this kind of model."""
+    if options.settings and runtime not in WITH_OPTIONS:
+        raise InvalidInput(f"{name}: models of the runtime {runtime!r} have no options ({min(options.settings)})")
+    wrong: tuple[str, ...]
+    if runtime == LANGUAGE:
+        wrong = ("p99_ms", "objective", "max_rows", "example")
+        mend = "a language model has ttft_ms, tpot_ms and options such as streams instead"
+    else:
+        wrong, mend = ("ttft_ms", "tpot_ms"), "only language models have it; p99_ms is the target of others"
+    for field in wrong:
+        if getattr(options, field) is not None:
+            raise InvalidInput(f"{name}: {field} means nothing to this model: {mend}")
 
 
 def rows_of_example(package: Package) -> dict[str, Array]:

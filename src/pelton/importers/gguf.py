@@ -11,7 +11,7 @@ import msgspec
 
 from pelton.importers import language_card, language_vocabulary
 from pelton.importers.draft import Options
-from pelton.importers.language_draft import finish, language_draft, manifest_of, take
+from pelton.importers.language_draft import TEMPLATE, finish, language_draft, manifest_of, take
 from pelton.language import TOKENIZER, Tokenizer, gguf
 from pelton.packages import Package
 from pelton.registry import Registry
@@ -34,8 +34,12 @@ def build(path: Path, name: str, told: str, registry: Registry, options: Options
     card = language_card.card_of_gguf(file)
     vocabulary = language_vocabulary.tokenizer_of(file)
     Tokenizer(vocabulary, str(path))  # it is readable
-    if not card.chat_template:
-        log.warning("%s has no chat template: it is a base model, which completes text but does not chat", path.name)
+    if not card.chat_template and TEMPLATE not in options.settings:
+        log.warning(
+            "%s has no chat template: it is a base model, which completes text but does not chat"
+            " (--option chat_template=chatml, or a file, gives it one)",
+            path.name,
+        )
     with language_draft(registry) as folder:
         (folder / TOKENIZER).write_bytes(vocabulary)
         take(path, folder / FILE)

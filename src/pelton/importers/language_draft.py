@@ -12,11 +12,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from pelton import language
-from pelton.errors import ExtraMissing
+from pelton.errors import ExtraMissing, InvalidInput
 from pelton.importers.draft import Options, name_from, with_options
 from pelton.language import card as cards
 from pelton.language.card import Card
+from pelton.language.tools import style_of, uses_tools
 from pelton.packages import Manifest, Package, save
 from pelton.registry import Registry
 from pelton.replicas.language import Alone, LanguageReplica
@@ -30,6 +33,11 @@ log = logging.getLogger(__name__)
 SIGNATURE: Final = Signature((TensorSpec("prompt", "BYTES"),), (TensorSpec("text", "BYTES"),))
 SAMPLE: Final = "What is the capital of France?"
 PROOF_TOKENS: Final = 16
+TEMPLATE: Final = "chat_template"  # a setting of the import, not of the engine
+CHATML: Final = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 _TOLD: Final = 2.0  # seconds; whatever takes longer is told
 _BLOCK: Final = 64 * 1024**2
 
@@ -83,8 +91,10 @@ def finish(folder: Path, manifest: Manifest, card: Card, registry: Registry, opt
     """Writes card and manifest, proves the package where an engine is installed, and adds it.
 
     Raises PackageInvalid, ModelFailed (it does not load, or answers nothing), and what `Registry.add` raises."""
+    settings = dict(options.settings)
+    card = with_template(card, str(settings.pop(TEMPLATE, "")), folder)
     cards.write(card, folder)
-    manifest = with_options(manifest, options)
+    manifest = with_options(manifest, msgspec.structs.replace(options, settings=settings))
     package = save(manifest, folder)
     prove(package)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -100,6 +110,32 @@ def finish(folder: Path, manifest: Manifest, card: Card, registry: Registry, opt
         metrics=options.metrics,
     )
     return registry.resolve(ModelRef(manifest.name, version))
+
+
+def with_template(card: Card, wanted: str, folder: Path) -> Card:
+    """The card with another chat template: "chatml", or a file with Jinja. Raises InvalidInput, PackageInvalid."""
+    if not wanted:
+        return card
+    tokenizer = language.Tokenizer.read(folder / cards.TOKENIZER)
+    ends: tuple[int, ...] = ()
+    if wanted == "chatml":
+        names = [tokenizer.id_of(name) for name in ("<|im_start|>", "<|im_end|>")]
+        if names[0] is None or names[1] is None:
+            raise InvalidInput(f"{TEMPLATE}: this vocabulary has no <|im_start|> and <|im_end|>: chatml is not its way")
+        source, ends = CHATML, (names[1],)
+    else:
+        path = Path(wanted)
+        if not path.is_file() or path.stat().st_size > cards.CARD_LIMIT:
+            raise InvalidInput(f"{TEMPLATE} is {wanted!r}: 'chatml' or a file with a Jinja template is expected")
+        source = path.read_text(encoding="utf-8")
+    return msgspec.structs.replace(
+        card,
+        chat_template=source,
+        tool_template="",
+        tool_style=style_of(source),
+        tools_in_template=uses_tools(source),
+        stop_tokens=tuple(sorted({*card.stop_tokens, *ends})),
+    )
 
 
 def prove(package: Package) -> str:
