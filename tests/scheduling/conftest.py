@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pelton.errors import PeltonError, Refused
-from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, Scheduler
+from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, LengthBatcher, LengthScheduler, Scheduler
 from pelton.types import SETTLED, Batch, Call
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -103,8 +103,7 @@ class Lane:
         self.admission = admission
         believed = believed or seconds
         latency = LatencyModel([(b, believed(b)) for b in sizes if b <= max_rows])
-        self.batcher = Batcher(BatchPolicy(target, max_rows, objective), latency)
-        self.scheduler = Scheduler(self.batcher, machine.executor, self._run, self._settle, self._settle_one)
+        self.make(BatchPolicy(target, max_rows, objective), latency)
         self.batches: list[tuple[float, list[Call], int, str]] = []
         self.answered: list[Call] = []
         self.failed: list[Call] = []
@@ -113,10 +112,17 @@ class Lane:
         self.busy = 0.0
         self.wrongs = 0
 
+    def make(self, policy: BatchPolicy, latency: LatencyModel) -> None:
+        self.batcher = Batcher(policy, latency)
+        self.scheduler = Scheduler(self.batcher, self.machine.executor, self._run, self._settle, self._settle_one)
+
+    def took(self, batch: Batch) -> float:
+        return self.seconds(batch.rows)
+
     # ---- the replica and the engine, as far as the scheduler sees them
 
     def _run(self, batch: Batch) -> list:
-        took = self.seconds(batch.rows)
+        took = self.took(batch)
         self.busy += took
         batch.run_seconds = took
         self.batches.append((self.loop.now, list(batch.calls), batch.rows, batch.reason))
@@ -149,12 +155,14 @@ class Lane:
         bucket: object = None,
         returned_after: float = 0.0,
         done: Callable[[Call], None] = lambda call: None,
+        length: int = 0,
     ) -> Call:
         """A call that arrives now. `deadline`: seconds that its caller allows."""
         now = self.loop.now
         own = deadline is not None
         allowed = (deadline if own else self.target) if self.admission or own else 1e9
         call = Call([], rows, done, now, now + allowed, own_deadline=own, priority=priority, bucket=bucket)
+        call.length = length
         if not self.admission:
             self.scheduler.enqueue(call, now, returned_after)
             return call
@@ -212,6 +220,24 @@ class Lane:
         )
 
 
+class LengthLane(Lane):
+    """A model whose rows differ in length. `seconds(padded tokens)` is the true S; `fifo`: as a lane would do it that
+    knows rows only."""
+
+    def make(self, policy: BatchPolicy, latency: LatencyModel) -> None:
+        self.batcher = LengthBatcher(policy, latency, longest=512)
+        self.scheduler = LengthScheduler(self.batcher, self.machine.executor, self._run, self._settle, self._settle_one)
+
+    def took(self, batch: Batch) -> float:
+        assert batch.load == batch.rows * max(call.length for call in batch.calls)
+        return self.seconds(batch.load)
+
+    def texts(self, times: Iterable[float], lengths: Iterable[int], **kwargs) -> None:
+        """One call of one row at each time."""
+        for when, length in zip(times, lengths, strict=False):
+            self.loop.at(when, lambda length=length: self.send(length=length, **kwargs))
+
+
 def poisson(rate: float, count: int, seed: int = 1) -> list[float]:
     """Times of `count` arrivals, `rate` a second on average, nothing known of each other."""
     gaps = np.random.default_rng(seed).exponential(1.0 / rate, count)
@@ -231,4 +257,4 @@ def linear(t0: float, a: float) -> Callable[[int], float]:
 @pytest.fixture
 def sim() -> SimpleNamespace:
     """The tools of this file."""
-    return SimpleNamespace(Machine=Machine, poisson=poisson, bursts=bursts, linear=linear)
+    return SimpleNamespace(Machine=Machine, LengthLane=LengthLane, poisson=poisson, bursts=bursts, linear=linear)

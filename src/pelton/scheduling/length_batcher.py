@@ -14,8 +14,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from pelton.errors import Overloaded
-from pelton.scheduling.admission import retry_after
-from pelton.scheduling.batcher import FILL_RATE, Batcher, BatchPolicy, Take
+from pelton.scheduling.admission import predicted_finish, retry_after
+from pelton.scheduling.batcher import Batcher, BatchPolicy, Take
+from pelton.scheduling.executor import runs_inline
 from pelton.scheduling.inline import INLINE_BELOW, InlineGate
 from pelton.scheduling.latency import BATCH_OVERHEAD, LatencyModel
 from pelton.scheduling.lengths import Cost, Limits, Waiting, choose
@@ -24,6 +25,7 @@ from pelton.types import QUEUED, RUNNING, Batch, Call
 
 LOOK: Final = 64  # calls that are compared for one batch: the oldest of the most urgent level
 STEP: Final = 8  # tokens: widths are multiples of it
+FULL_RATE: Final = 0.03  # how fast it is learned what a batch takes off the queue: batches differ by ten times
 LENGTH_RATE: Final = 0.03  # how fast it is learned what long rows cost more than short ones
 LENGTH_RANGE: Final = 2.0  # at most, and at least one part of it
 
@@ -200,10 +202,11 @@ class LengthBatcher(Batcher):
         reason = "idle"
         if self.rows:
             reason = "full" if 2 * rows * length > self.cap or rows >= self.most_rows else "shape"
-            self._fill += FILL_RATE * (own - self._fill)
-            self._full_padded += FILL_RATE * (rows * length - self._full_padded)
             self._left_behind = True
-            self._refill()
+            if 2 * self.rows >= self.cap:  # else the batch might have been fuller if more had waited
+                self._fill += FULL_RATE * (own - self._fill)
+                self._full_padded += FULL_RATE * (rows * length - self._full_padded)
+                self._refill()
         self.real_tokens += tokens
         self.padded_tokens += rows * length
         gate = self.inline
@@ -259,6 +262,15 @@ class LengthScheduler(Scheduler):
                 f"its target is {(call.deadline - call.received) * 1e3:.0f} ms; try again in {wait * 1e3:.0f} ms",
                 retry_after=wait,
             )
+
+    def _finish(self, rows: int, priority: int, now: float) -> float:
+        """What is ahead leaves in full batches, then comes the call's own. One batch may be formed before it of calls that
+        pass it over."""
+        batcher = self.batcher
+        free = (now,) if runs_inline(batcher) else self._executor.free(now)
+        cycle = batcher.full_seconds + batcher.gap
+        own = max(cycle, batcher.latency.predict(rows) + batcher.gap)
+        return predicted_finish(now, free, batcher.rows_ahead(priority), 1, batcher.full_rows, cycle) + own
 
 
 def _deadline(call: Call) -> float:

@@ -3,17 +3,14 @@
 A batch costs S(rows x longest): what fills shorter rows up is computed and thrown away. Sorted by length, the cheapest
 way to serve all that waits is a partition into neighbours, each of which costs t0 + a * rows * longest; dynamic
 programming finds it. The part that holds the most urgent call leaves now. A call is passed over only while it can still
-be answered in time by the batch after this one. Pure: numbers in, positions out.
+be answered in time. Pure: numbers in, positions out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
-
-ALIKE: Final = 0.75  # of the longest: rows at least so long join a batch that must leave anyway
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):
@@ -48,43 +45,52 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 
 
 def choose(waiting: Sequence[Waiting], now: float, limits: Limits, cost: Cost) -> list[int]:
-    """Positions of the calls that leave now, ascending. `waiting`: the most urgent first; that one always leaves."""
-    if len(waiting) == 1:
-        return [0]
-    chosen = _cheapest(waiting, range(len(waiting)), limits, cost)
+    """Positions of the calls that leave now, ascending. `waiting`: the most urgent first; that one always leaves.
+
+    What is passed over must still be in time: else only the more urgent half is looked at, and so on, down to those that
+    would leave if nobody was passed over."""
+    limits = _in_time(waiting[0], now, limits, cost)
+    least = _first(waiting, limits)
+    count = len(waiting)
+    while True:
+        chosen = _cheapest(waiting, range(count), limits, cost)
+        if count <= least or _all_in_time(waiting, chosen, now, limits, cost):
+            return chosen
+        count = max(least, count // 2)
+
+
+def _in_time(urgent: Waiting, now: float, limits: Limits, cost: Cost) -> Limits:
+    """The batch may be no larger than the most urgent call can bear, where that can still be in time at all."""
+    bears = int((urgent.deadline - now - cost.start) / cost.each) if urgent.deadline < now + 3600.0 else limits.tokens
+    return limits if bears < urgent.load else Limits(max(urgent.load, min(limits.tokens, bears)), limits.rows)
+
+
+def _first(waiting: Sequence[Waiting], limits: Limits) -> int:
+    """How many fit one batch if they leave in order."""
+    rows, longest = 0, 0
+    for count, call in enumerate(waiting):
+        rows, longest = rows + call.rows, max(longest, call.length)
+        if count and (rows > limits.rows or rows * longest > limits.tokens):
+            return count
+    return len(waiting)
+
+
+def _all_in_time(waiting: Sequence[Waiting], chosen: Sequence[int], now: float, limits: Limits, cost: Cost) -> bool:
+    """Whether those who stay are answered in time, one after the other in batches that are half full; who would be late in
+    any case does not count."""
     taken = set(chosen)
-    ends = now + cost.seconds(_padded([waiting[i] for i in chosen])) + cost.gap
-    unsafe = [i for i, call in enumerate(waiting) if i not in taken and call.deadline < ends + cost.seconds(call.load)]
-    if not unsafe:
-        return chosen
-    forced = [0, *unsafe]
-    if _fits([waiting[i] for i in forced], limits):
-        return _filled(waiting, forced, limits)
-    return _cheapest(waiting, forced, limits, cost)  # not all of them can be in time: as many as can be
-
-
-def _padded(calls: Sequence[Waiting]) -> int:
-    return sum([call.rows for call in calls]) * max([call.length for call in calls])
-
-
-def _fits(calls: Sequence[Waiting], limits: Limits) -> bool:
-    rows = sum([call.rows for call in calls])
-    return rows <= limits.rows and rows * max([call.length for call in calls]) <= limits.tokens
-
-
-def _filled(waiting: Sequence[Waiting], forced: Sequence[int], limits: Limits) -> list[int]:
-    """What must leave, and what is about as long."""
-    longest = max([waiting[i].length for i in forced])
-    rows = sum([waiting[i].rows for i in forced])
-    chosen = set(forced)
+    rows = sum([waiting[i].rows for i in chosen])
+    later = now + cost.seconds(rows * max([waiting[i].length for i in chosen])) + cost.gap
+    each = cost.each + 2.0 * (cost.start + cost.gap) / limits.tokens
+    in_order = now
     for i, call in enumerate(waiting):
-        if i in chosen or not ALIKE * longest <= call.length <= longest:
+        in_order += each * call.load
+        if i in taken:
             continue
-        if rows + call.rows > limits.rows or (rows + call.rows) * longest > limits.tokens:
-            break
-        rows += call.rows
-        chosen.add(i)
-    return sorted(chosen)
+        later += each * call.load
+        if later > call.deadline >= in_order:
+            return False
+    return True
 
 
 def _cheapest(waiting: Sequence[Waiting], among: Sequence[int], limits: Limits, cost: Cost) -> list[int]:
