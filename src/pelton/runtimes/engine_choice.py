@@ -114,7 +114,7 @@ class Remembered(msgspec.Struct, frozen=True):
 def key(version_of_package: str, options: msgspec.Struct, engines: Sequence[str]) -> str:
     """What a decision depends on: the files, the options, the libraries, the machine."""
     return msgspec.json.encode(
-        [version_of_package, options, [[engine, *map(release, NEEDS[engine])] for engine in engines], machine()]
+        [version_of_package, options, [[engine, *map(release, NEEDS.get(engine, ()))] for engine in engines], machine()]
     ).decode()
 
 
@@ -127,7 +127,6 @@ def release(module: str) -> str:
 
 def machine() -> list[str]:
     """Its processor and how many cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     model = ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -136,7 +135,7 @@ def machine() -> list[str]:
                 break
     except OSError:
         pass
-    return [model, str(cores)]
+    return [model, str(cores())]
 
 
 def recall(path: Path, wanted: str) -> Choice | None:
@@ -157,6 +156,16 @@ def remember(path: Path, wanted: str, choice: Choice) -> None:
         partial.replace(path)
     except OSError as error:
         LOG.warning("cannot keep the choice of an engine: %s", error)
+
+
+def busy() -> bool:
+    """Whether others use this machine so much that what is measured now will not hold."""
+    return os.getloadavg()[0] > cores() / 2
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def room_for_both(file: Path) -> bool:

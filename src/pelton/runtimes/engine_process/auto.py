@@ -66,8 +66,9 @@ def load_best(package: Package, own: Options, cache: str) -> LanguageEngine:
     choice = engine_choice.recall(kept, key) if kept is not None else None
     if choice is not None:
         return _chosen(wanted, choice)
+    busy = engine_choice.busy()
     engine, choice = _measured(wanted, names[0], names[1])
-    if kept is not None and choice is not None:
+    if kept is not None and choice is not None and not busy:
         engine_choice.remember(kept, key, choice)
     return engine
 

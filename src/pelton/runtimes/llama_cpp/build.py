@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Final
 
 from pelton.errors import PackageInvalid
 from pelton.language import card as cards
+from pelton.runtimes.engine_choice import cores
 from pelton.runtimes.engine_process.order import Built, EngineOrder
 from pelton.runtimes.language import Facts, Speed
 from pelton.runtimes.llama_cpp.engine import LlamaEngine
@@ -20,6 +20,7 @@ STREAMS: Final = 8
 CONTEXT: Final = 4096  # where no card tells what the model was trained for
 KV_TOKENS: Final = 8192
 PROBE_PROMPT, PROBE_TOKENS = 96, 8
+PATIENCE: Final = 8.0  # seconds that the first probe may take, for there to be more
 
 
 def build(order: EngineOrder) -> Built:
@@ -42,8 +43,8 @@ def build(order: EngineOrder) -> Built:
         streams=streams,
         kv_tokens=kv_tokens,
         speed=speed,
-        why=f"llama.cpp (xllamacpp {release()}) with {threads} threads: {1 / speed.decode[1]:.0f} tokens/s alone, "
-        f"{streams / speed.decode[streams]:.0f} at {streams} streams",
+        why=f"llama.cpp (xllamacpp {release()}) with {threads} threads: "
+        + ", ".join(f"{count / step:.0f} tok/s at {count} streams" for count, step in sorted(speed.decode.items())),
         grammar=(Path(order.folder) / cards.TOKENIZER).exists() and (Path(order.folder) / cards.CARD).exists(),
         prompt_logprobs=False,
         fair=False,
@@ -51,14 +52,14 @@ def build(order: EngineOrder) -> Built:
     return Built(engine, facts, Grammars(order.folder), library.close)
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def measure(engine: StepEngine, streams: list[int]) -> Speed:
-    """Runs a few tokens: alone, and with so many streams. The first tokens after loading are slow and do not count."""
-    _run(engine, "warm", 1, 2)
+    """Runs a few tokens: alone, and with so many streams. The first tokens after loading are slow and do not count,
+    unless the model is so slow that measuring it again would take too long."""
+    begin = time.perf_counter()
+    first = _run(engine, "warm", 1, 2)
+    took = time.perf_counter() - begin
+    if took > PATIENCE:
+        return Speed(PROBE_PROMPT / took, {1: first})
     begin = time.perf_counter()
     _run(engine, "prefill", 1, 1)
     prefill = PROBE_PROMPT / max(time.perf_counter() - begin, 1e-6)
