@@ -19,9 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import openvino as ov
+
 from pelton.errors import ExtraMissing, ModelFailed, PackageInvalid
 from pelton.runtimes.engine_process.order import EngineOrder
+from pelton.runtimes.openvino import minima
 
+FORMAT: Final = 1  # of what this file makes: other ones are made anew
 GRAPH: Final = "openvino_model.xml"
 WEIGHTS: Final = "openvino_model.bin"
 MAGIC: Final = b"GGUF"
@@ -44,7 +48,8 @@ def graph_file(order: EngineOrder, release: str) -> Iterator[Path]:
         return
     _check_gguf(order)
     if order.cache:
-        yield converted(weights, Path(order.cache) / f"openvino-{release}" / (order.version or _identity(weights)))
+        made = Path(order.cache) / f"openvino-{release}.{FORMAT}"
+        yield converted(weights, made / (order.version or _identity(weights)))
         return
     with tempfile.TemporaryDirectory(prefix="pelton-openvino-") as folder:
         yield converted(weights, Path(folder) / "graph")
@@ -84,16 +89,27 @@ def _convert(gguf: Path, folder: Path) -> None:
                 f"OpenVINO cannot read {gguf.name} (exit code {done.returncode}): {words or 'it says nothing'}; "
                 "set options.engine to 'llama.cpp' for this model"
             )
-        for path in making.iterdir():
-            if path.name not in (GRAPH, WEIGHTS):
-                path.unlink()
+        whole = making / "whole"
+        whole.mkdir()
+        _mend(gguf, making / GRAPH, whole / GRAPH)
         for name in (WEIGHTS, GRAPH):
-            _write_through(making / name)
+            _write_through(whole / name)
         shutil.rmtree(folder, ignore_errors=True)  # without a graph in it: not one of ours
-        making.rename(folder)
-    except BaseException:
+        whole.rename(folder)
+    finally:
         shutil.rmtree(making, ignore_errors=True)
-        raise
+
+
+def _mend(gguf: Path, graph: Path, target: Path) -> None:
+    """Moves the graph to `target`, with what the conversion lost of the file."""
+    model = ov.Core().read_model(graph)
+    mended = minima.restore(gguf, model)
+    if mended:
+        print(f"{gguf.name}: {mended} tensors of the converted graph have the minima of their blocks again")
+        ov.save_model(model, target, compress_to_fp16=False)
+        return
+    for path in (graph, graph.with_suffix(".bin")):
+        path.rename(target.with_suffix(path.suffix))
 
 
 def _check_gguf(order: EngineOrder) -> None:
