@@ -131,6 +131,21 @@ def test_what_was_not_measured_is_not_claimed(parent, registry):
     assert registry.find(ModelRef("half")).metrics == {}
 
 
+def test_a_parent_whose_format_the_measuring_engine_rounds_is_compared_by_its_weights(gguf_file, registry, tmp_path):
+    head = gguf.read(gguf_file())
+    data = head.path.read_bytes()
+    tensors = []
+    for tensor in head.tensors:
+        kind = "Q5_0" if "ffn_up" in tensor.name else "F32"
+        size = gguf_writer.size_of(tensor.shape, kind)
+        raw = bytes(size) if kind == "Q5_0" else data[tensor.offset : tensor.offset + size]
+        tensors.append(gguf_writer.NewTensor(tensor.name, tensor.shape, kind, size, lambda raw=raw: [raw]))
+    gguf_writer.write(tmp_path / "five.gguf", head.meta, head.kinds, tensors)
+    five = add(str(tmp_path / "five.gguf"), registry, ECHO)
+    assert derive(five, "q8_0", registry, Options()).quality.reference == "F16"
+    assert not list((registry.home / "cache").glob("draft-*"))
+
+
 def test_an_output_of_its_own_keeps_eight_bits_and_the_table_need_not(gguf_file):
     head = gguf.read(gguf_file())
     table = head.by_name["token_embd.weight"]

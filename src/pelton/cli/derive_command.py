@@ -35,5 +35,6 @@ def quality_lines(derived: Derived) -> list[str]:
     return [
         f"the same most likely token as its parent at {found.top1_agreement:.1%} of {found.tokens} tokens",
         f"KL divergence {found.kl:.4f} nats, perplexity {found.perplexity:.2f} instead of {found.parent_perplexity:.2f}",
-        f"measured through {found.engine}, on texts that come with Pelton",
+        f"measured through {found.engine}, on texts that come with Pelton"
+        + (f", against the parent's weights as {found.reference}" if found.reference else ""),
     ]

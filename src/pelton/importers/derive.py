@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,9 @@ FORMATS: Final = {"q4_0": "Q4_0", "q8_0": "Q8_0", "f16": "F16"}
 _FILE_TYPES: Final = {"F16": 1, "Q4_0": 2, "Q8_0": 7}  # general.file_type
 _ENDS: Final = ("token_embd.weight", "output.weight")
 _ROWS: Final = 1 << 24  # elements at once
+# as written in the file; others' blocks have minima, which OpenVINO's reader rounds
+_FAITHFUL: Final = frozenset({"F32", "F16", "Q4_0", "Q4_1", "Q6_K", "Q8_0"})
+_LARGEST: Final = 4_000_000_000
 _BITS: Final = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8}
 
 
@@ -68,7 +72,8 @@ def derive(parent: Package, format: str, registry: Registry, options: Options, m
             parent.manifest, description=f"{parent.manifest.description} as {kind}".strip(), golden=None
         )
         cards.write(card, folder)
-        quality, why = _measured(parent, save(manifest, folder), registry) if measured else (None, "not asked for")
+        made = save(manifest, folder)
+        quality, why = _measured(parent, head, made, registry) if measured else (None, "not asked for")
         told = msgspec.structs.replace(
             options,
             parent=parent.version,
@@ -80,13 +85,34 @@ def derive(parent: Package, format: str, registry: Registry, options: Options, m
     return Derived(package, quality, why, package.file.stat().st_size, parent.file.stat().st_size)
 
 
-def _measured(parent: Package, derived: Package, registry: Registry) -> tuple[Quality | None, str]:
+def _measured(parent: Package, head: gguf.Gguf, made: Package, registry: Registry) -> tuple[Quality | None, str]:
     log.info("measuring what was lost: both models read %d texts", len(TEXTS))
+    cache = str(registry.home / "cache")
     try:
-        return language_quality.measure(parent, derived, TEXTS, str(registry.home / "cache")), ""
+        with _reference(parent, head, registry) as (reference, told):
+            quality = language_quality.measure(reference, made, TEXTS, "" if told else cache)
+        return msgspec.structs.replace(quality, reference=told), ""
     except PeltonError as error:
         log.warning("what was lost is not measured: %s", error)
         return None, str(error)
+
+
+@contextmanager
+def _reference(parent: Package, head: gguf.Gguf, registry: Registry) -> Iterator[tuple[Package, str]]:
+    """What a derived model is compared with: its parent, or, where the engine that measures rounds the parent's own format,
+    the parent's weights in one that it reads as they are (and its name)."""
+    if all(tensor.type in _FAITHFUL for tensor in head.tensors):
+        yield parent, ""
+        return
+    if sum(tensor.elements for tensor in head.tensors) > _LARGEST:
+        raise Unsupported(
+            f"the parent's format is rounded by the engine that measures, and F16 is over {_LARGEST} weights"
+        )
+    with language_draft(registry) as folder:
+        rewrite(head, "F16", folder / parent.manifest.file)
+        for file in (TOKENIZER, cards.CARD):
+            place(parent.path(file), folder / file)
+        yield save(msgspec.structs.replace(parent.manifest, golden=None), folder), "F16"
 
 
 def rewrite(head: gguf.Gguf, kind: str, target: Path) -> None:

@@ -42,11 +42,12 @@ class Quality(msgspec.Struct, frozen=True):
     parent_perplexity: float
     tokens: int
     engine: str
+    reference: str = ""  # the format in which the parent was read, where not its own
 
     def metrics(self) -> dict[str, float]:
         """For the registry."""
         told = msgspec.structs.asdict(self)
-        return {name: round(float(value), 6) for name, value in told.items() if name != "engine"}
+        return {name: round(float(value), 6) for name, value in told.items() if isinstance(value, int | float)}
 
 
 def measure(parent: Package, derived: Package, texts: Sequence[str], cache: str = "") -> Quality:
@@ -97,12 +98,9 @@ def divergence(parent: TokenLogprobs, derived: TokenLogprobs) -> float:
 
 def read(package: Package, prompts: Sequence[tuple[int, ...]], cache: str) -> tuple[list[Read], str]:
     """What a model expects at every token of the prompts, and the engine that told it."""
-    options = package.manifest.options
-    if options.get("engine") not in (ENGINE, "echo"):
-        package = msgspec.structs.replace(
-            package,
-            manifest=msgspec.structs.replace(package.manifest, options={"engine": ENGINE, "context": _MOST + 8}),
-        )
+    if package.manifest.options.get("engine") != "echo":  # of tests
+        options = {"engine": ENGINE, "context": _MOST + 8}
+        package = msgspec.structs.replace(package, manifest=msgspec.structs.replace(package.manifest, options=options))
     with closing(runtime.load(package, RuntimeOptions(cache=cache))) as engine:
         if not engine.facts.prompt_logprobs or engine.facts.top_logprobs < TOP:
             raise Unsupported(f"the engine {engine.facts.engine} does not tell the probabilities of a prompt's tokens")

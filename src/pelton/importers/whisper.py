@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import wave
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -25,7 +25,12 @@ _KEPT: Final = (MODEL, "config.json", "preprocessor_config.json", *FILES)
 _CONFIG_LIMIT: Final = 16 * 1024**2
 MAX_WINDOWS: Final = 8  # of a batch: more gain nothing on processors, and each holds 1 MB
 P99_MS: Final = 15_000.0
-_PARTS: Final = ("text", "language", "duration", "segments")
+_PARTS: Final[tuple[Literal["text", "language", "duration", "segments"], ...]] = (
+    "text",
+    "language",
+    "duration",
+    "segments",
+)
 
 
 def is_whisper(folder: Path) -> bool:
@@ -42,35 +47,38 @@ def add(source: str, registry: Registry, options: Options) -> Package:
         raise SourceInvalid(
             f"{source} holds no Whisper model in CTranslate2's form: {', '.join(_KEPT[:2])}, {FILES[1]}"
         )
-    vocabulary = Vocabulary.read(origin)
-    mels = _mels(origin)
     with draft() as folder:
         for name in _KEPT:
             if (origin / name).is_file():
                 place(origin / name, folder / name)
-        signature = Signature(
-            (TensorSpec("features", "FP32", (mels, FRAMES)), TensorSpec("order", "BYTES", ())),
-            (TensorSpec("heard", "BYTES", ()),),
-        )
-        languages = tuple(vocabulary.languages) if vocabulary.multilingual else ("en",)
-        manifest = Manifest(
-            name_from(origin.resolve().name),
-            "whisper",
-            MODEL,
-            signature,
-            description="speech to text" + ("" if len(languages) > 1 else " (English)"),
-            source=str(origin.name),
-            slo=Slo(p99_ms=P99_MS),
-            batching=Batching(max_rows=MAX_WINDOWS),
-            preprocess=(Speech("audio", languages=languages),),
-            postprocess=tuple(Transcript("heard", part, part) for part in _PARTS),
-            example={"audio": beep(), "language": "en"},
-        )
+        manifest = manifest_of(origin)
         rows = rows_of_example(Package(folder, manifest))
         order = speech.order_of(rows["order"][0])
         order.probe = True
         rows["order"][0] = speech.encode(order)
         return finish(folder, manifest, rows, registry, options)
+
+
+def manifest_of(origin: Path) -> Manifest:
+    """What is known of a model from its files, without running it."""
+    vocabulary = Vocabulary.read(origin)
+    languages = tuple(vocabulary.languages) if vocabulary.multilingual else ("en",)
+    return Manifest(
+        name_from(origin.resolve().name),
+        "whisper",
+        MODEL,
+        Signature(
+            (TensorSpec("features", "FP32", (_mels(origin), FRAMES)), TensorSpec("order", "BYTES", ())),
+            (TensorSpec("heard", "BYTES", ()),),
+        ),
+        description="speech to text" + ("" if len(languages) > 1 else " (English)"),
+        source=str(origin.name),
+        slo=Slo(p99_ms=P99_MS),
+        batching=Batching(max_rows=MAX_WINDOWS),
+        preprocess=(Speech("audio", languages=languages),),
+        postprocess=tuple(Transcript("heard", part, part) for part in _PARTS),
+        example={"audio": beep(), "language": "en"},
+    )
 
 
 def beep() -> str:
