@@ -152,6 +152,23 @@ def test_a_grammar_confines_the_output_and_ends_it(folder: Path, temperature: fl
     assert ran.tokens["free"] == EXPECTED
 
 
+class Breaks(Words):
+    def advance(self, token: int) -> None:
+        raise RuntimeError("out of patience")
+
+
+def test_a_grammar_that_breaks_ends_its_own_request_only(folder: Path) -> None:
+    ran = run(load(folder), LmRequest("g", prompt(1), 10, grammar=Breaks((10, 20))), LmRequest("free", PROMPT, 12))
+    assert ran.finish("g") == "failed"
+    assert "out of patience" in next(output.error for output in ran.outputs if output.error)
+    assert ran.tokens["free"] == EXPECTED
+
+
+def test_logprobs_of_a_prompt_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="logprobs of its prompt"):
+        load(folder).add(LmRequest("a", PROMPT, 3, Sampling(logprobs=1), prompt_logprobs=True))
+
+
 def test_logprobs_are_those_of_the_distribution(folder: Path) -> None:
     ran = run(load(folder), LmRequest("a", PROMPT, 3, Sampling(logprobs=2)))
     for output in ran.outputs:

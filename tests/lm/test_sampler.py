@@ -52,6 +52,13 @@ def test_a_grammar_leaves_only_what_it_allows() -> None:
     assert set(draw(Sampling(), allowed=[2, 4])) == {2}
 
 
+def test_a_bias_is_added_to_the_logit_of_its_token() -> None:
+    assert set(draw(Sampling(bias=((3, 100.0),)))) == {3}
+    assert set(draw(Sampling(temperature=1.0, bias=((0, -100.0), (1, -100.0))))) == {2, 3, 4}
+    doubled = draw(Sampling(temperature=1.0, seed=3, bias=((4, 0.6931472),)), 8000)  # ln 2: twice as likely
+    assert doubled[4] / 8000 == pytest.approx(0.125 / 1.0625, abs=0.02)
+
+
 def test_a_row_draws_the_same_alone_and_among_others() -> None:
     sampler = Sampler(1, 5, torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,16 @@ from pelton.runtimes.lm.reference import FP8
 from pelton.runtimes.lm.runner import InFlight, Memory, Results, Runner
 from pelton.runtimes.lm.scheduler import Limits, Part, Plan, Progress, Scheduler
 from pelton.runtimes.lm.weights import Loader, RandomSource, Source, open_model
-from pelton.runtimes.step_engine import LmOutput, LmRequest, Share, StepEngine, StepReport, TokenLogprobs
+from pelton.runtimes.step_engine import (
+    FinishReason,
+    Grammar,
+    LmOutput,
+    LmRequest,
+    Share,
+    StepEngine,
+    StepReport,
+    TokenLogprobs,
+)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -98,6 +108,8 @@ class LmEngine:
     # ---- the contract
 
     def add(self, request: LmRequest) -> None:
+        if request.prompt_logprobs:
+            raise ValueError(f"request {request.id!r} asks for logprobs of its prompt, which this engine cannot tell")
         total = len(request.prompt) + request.max_tokens
         if total > self.max_length:
             raise ValueError(
@@ -155,19 +167,16 @@ class LmEngine:
         )
 
     def _output(self, item: Progress, logprobs: list[TokenLogprobs] | None) -> LmOutput:
-        request, finish = item.sequence.request, item.finish
+        request, finish, error = item.sequence.request, item.finish, ""
         if request.grammar is not None and finish is None:
-            for token in item.tokens:
-                request.grammar.advance(token)
-            allowed = request.grammar.allowed()
-            if allowed is not None and not allowed:
+            finish, error = _confine(request.grammar, item.tokens)
+            if finish is not None:
                 self.scheduler.stop_early(item.sequence)
-                finish = "stop"
         if request.sampling.logprobs is None or not logprobs:
-            return LmOutput(request.id, item.tokens, finish)
+            return LmOutput(request.id, item.tokens, finish, error=error)
         most = request.sampling.logprobs
         kept = tuple(TokenLogprobs(x.chosen, x.top[:most]) for x in logprobs[: len(item.tokens)])
-        return LmOutput(request.id, item.tokens, finish, kept)
+        return LmOutput(request.id, item.tokens, finish, kept, error=error)
 
 
 if TYPE_CHECKING:
@@ -176,6 +185,17 @@ if TYPE_CHECKING:
 
 def _share(part: Part) -> Share:
     return Share(part.sequence.request.id, part.prefill, part.count - part.prefill, part.cached)
+
+
+def _confine(grammar: Grammar, tokens: Sequence[int]) -> tuple[FinishReason | None, str]:
+    """Takes new tokens into the grammar. A finish reason where the output ends, and what failed."""
+    try:
+        for token in tokens:
+            grammar.advance(token)
+        allowed = grammar.allowed()
+    except Exception as error:  # noqa: BLE001 - a grammar that breaks ends its own request and no other
+        return "failed", f"the grammar of the output failed: {type(error).__name__}: {error}"
+    return ("stop", "") if allowed is not None and not len(allowed) else (None, "")
 
 
 def _device(options: EngineOptions) -> torch.device:

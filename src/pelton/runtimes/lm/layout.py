@@ -153,7 +153,8 @@ def _plain(part: Part) -> bool:
     """Greedy without anything that needs the whole distribution."""
     request = part.sequence.request
     sampling = request.sampling
-    return sampling.greedy and not sampling.penalized and sampling.logprobs is None and request.grammar is None
+    plain = sampling.greedy and not sampling.penalized and not sampling.bias
+    return plain and sampling.logprobs is None and request.grammar is None
 
 
 def _rows(part: Part) -> list[Row]:

@@ -94,6 +94,7 @@ class Sampler:
         """logits [rows, vocab] in any dtype; one Row each."""
         raw = logits.float()
         x = raw.clone()
+        self._add_bias(x, rows)
         penalized = [i for i, row in enumerate(rows) if row.sampling.penalized]
         for row in rows:
             if row.fresh is not None and row.sampling.penalized:
@@ -110,6 +111,14 @@ class Sampler:
         if penalized:
             self._penalties.count(penalized, rows, tokens)
         return Drawn(tokens, self._logprobs(raw, rows, tokens))
+
+    def _add_bias(self, x: torch.Tensor, rows: Sequence[Row]) -> None:
+        """Change logits [rows, vocab] in place where a request has a bias for some tokens."""
+        wanted = [(i, token, value) for i, row in enumerate(rows) for token, value in row.sampling.bias]
+        if wanted:
+            at, tokens, values = zip(*wanted, strict=True)
+            where = torch.tensor([at, tokens], dtype=torch.int64, device=self._device)
+            x.index_put_((where[0], where[1]), torch.tensor(values, device=self._device), accumulate=True)
 
     def _choose(self, x: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         tokens = x.argmax(-1)

@@ -76,7 +76,6 @@ def build(order: EngineOrder) -> Built:
             kv_tokens=pool.count * pool.size,
             speed=measure(engine, streams),
             why=f"torch on {engine.runner.device.type}",
-            bias=False,
             prompt_logprobs=False,
         ),
     )
