@@ -152,7 +152,7 @@ def main() -> None:
         write_model(folder, arguments.tokenizer, arguments.size)
         add = [*PYTHON, "add", str(folder), "--name", "gpu", "--home", str(home), "--option", "engine=torch"]
         if arguments.device != "auto":
-            add += ["--option", f"engine_options.device={arguments.device}"]
+            add += ["--option", f"engine_options={json.dumps({'device': arguments.device})}"]
         subprocess.run(add, check=True)
         print("| streams | tokens/s | TTFT ms (median of the slowest client) |\n|---|---|---|")
         print("\n".join(served(home, arguments)), flush=True)
