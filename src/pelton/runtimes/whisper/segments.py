@@ -38,7 +38,7 @@ def cut(tokens: Sequence[int], first_time: int, frames: int) -> tuple[list[Piece
     pairs = [i for i in range(1, len(tokens)) if is_time[i] and is_time[i - 1]]
     whole = frames * FRAME
     if not pairs:
-        times = [token for token, time in zip(tokens, is_time, strict=True) if time and token != first_time]
+        times = [token for token, time in zip(tokens[1:], is_time[1:], strict=True) if time and token != first_time]
         end = min(seconds(times[-1]), whole) if times else whole
         start = seconds(tokens[0]) if tokens and is_time[0] else 0.0
         return [Piece(min(start, end), end, list(tokens))], frames
