@@ -1,6 +1,7 @@
 """Two engines for one model, seen as one: `solo` is the faster for few streams, `many` for many.
 
-While fewer than `crowd` requests are there, they run on `solo`. From then on new ones go to `many`, and those that run on
+While fewer than `crowd` requests are there, they run on `solo`, unless `many` would be done sooner: with a long prompt that
+`solo` has not seen before, if `many` is the faster reader. From then on new ones go to `many`, and those that run on
 `solo` follow: they are cancelled there and added to `many` with what they have written so far. When nothing runs any more
 and it has been quiet for a moment, `solo` gets the next one.
 
@@ -11,15 +12,18 @@ Where one half dies, its requests fail and the other takes what comes; only when
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
 from pelton.runtimes.language import Facts, LanguageEngine, Listener, Order, Speed
-from pelton.runtimes.step_engine import LmOutput, LmRequest, Share, StepReport
+from pelton.runtimes.step_engine import FinishReason, LmOutput, LmRequest, Share, StepReport
 
 SETTLE: Final = 0.003  # seconds that the first request waits for company: requests that come together start together
+USUAL, FORGET = 128.0, 16  # tokens of an answer, until that many answers have told
+CONVERSATIONS: Final = 32  # that are remembered
 QUIET: Final = 2.0  # seconds without a crowd until `solo` is asked again
 
 
@@ -43,6 +47,15 @@ class Entry:
     hung_up: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A conversation that a half has computed: the prompt and its answer."""
+
+    solo: bool
+    salt: str
+    tokens: tuple[int, ...]
+
+
 class Duet:
     """A `LanguageEngine` (`pelton.runtimes.language`). Both halves are loaded already and belong to it."""
 
@@ -64,6 +77,8 @@ class Duet:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: Listener | None = None
         self._settling: asyncio.TimerHandle | None = None
+        self._usual = USUAL
+        self._seen: deque[Seen] = deque(maxlen=CONVERSATIONS)
         self._crowded = float("-inf")  # the loop's time when there was a crowd last
         self._number = 0
         self._closing = False
@@ -121,9 +136,20 @@ class Duet:
         assert self._loop is not None
         few = len(self._entries) < self._crowd and self._loop.time() - self._crowded >= self._quiet
         idle = all(other.place in (Place.HERE, Place.SOLO) for other in self._entries.values())
-        return (
-            few and idle and not self._solo.away and movable(entry.order) and fits(entry.order, self._solo.engine.facts)
+        able = not self._solo.away and movable(entry.order) and fits(entry.order, self._solo.engine.facts)
+        return few and idle and able and self._sooner(entry.order.request)
+
+    def _sooner(self, request: LmRequest) -> bool:
+        """Whether `solo` is expected to have the whole answer before `many` would."""
+        solo, many = (
+            alone_seconds(
+                half.engine.facts.speed,
+                len(request.prompt) - known_tokens(self._seen, half is self._solo, request),
+                min(request.max_tokens, self._usual),
+            )
+            for half in (self._solo, self._many)
         )
+        return solo <= many
 
     def _begin(self) -> None:
         """Gives away what is here; where that makes a crowd, what runs on `solo` follows."""
@@ -178,8 +204,16 @@ class Duet:
             self._give(entry, Place.SOLO if self._many.away else Place.MANY)
             return replace(output, finish_reason=None) if output.tokens else None
         if output.finish_reason is not None:
+            self._remember(entry, output.finish_reason)
             self._drop(output.request_id)
         return output
+
+    def _remember(self, entry: Entry, finish: FinishReason) -> None:
+        """What the half still knows of it, for the next turn of a conversation; and how long answers are."""
+        request = entry.order.request
+        self._seen.append(Seen(entry.place is Place.SOLO, request.salt, (*request.prompt, *entry.made)))
+        if finish in ("stop", "length"):
+            self._usual += (len(entry.made) - self._usual) / FORGET
 
     def _drop(self, request_id: str) -> None:
         if self._loop is not None and len(self._entries) >= self._crowd:
@@ -259,6 +293,33 @@ class Half:
         both = self._duet.both_away
         self.away = False
         self._duet.back(both)
+
+
+def alone_seconds(speed: Speed, prompt: int, answer: float) -> float:
+    """Of a request that runs alone."""
+    step = speed.decode.get(1) or min(speed.decode.values(), default=0.0)
+    return prompt / max(speed.prefill, 1e-9) + answer * step
+
+
+def known_tokens(seen: Iterable[Seen], solo: bool, request: LmRequest) -> int:
+    """How much of the prompt a half has computed before, for the same salt."""
+    most = 0
+    for one in seen:
+        if one.solo == solo and one.salt == request.salt and one.tokens[: most + 1] == request.prompt[: most + 1]:
+            most = max(most, beginning(one.tokens, request.prompt))
+    return most
+
+
+def beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with together. By halves: comparing slices is quick."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def movable(order: Order) -> bool:

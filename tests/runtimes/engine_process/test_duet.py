@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from engine_ear import Ear, order
 
 from pelton.packages import Package
 from pelton.runtimes.contract import RuntimeOptions
-from pelton.runtimes.duet import Duet, continued, movable
-from pelton.runtimes.language import LanguageEngine, load
+from pelton.runtimes.duet import Duet, Seen, beginning, continued, movable
+from pelton.runtimes.language import LanguageEngine, Speed, load
 from pelton.runtimes.step_engine import GrammarSpec, Sampling, StepReport
 from pelton.testing.echo_engine import EchoEngine
 from pelton.testing.local_engine import LocalEngine, echo_facts
@@ -116,7 +117,10 @@ def test_cached_tokens_of_a_request_that_moved_are_counted_once():
         duet.add(order("second", (8, 9), 10))
         await ear.finished("first", "second")
 
-    ear, told = play(make(), work)
+    duet = make()
+    slow = Speed(1.0, {1: 1.0})  # so that it is no place for a lone request, whatever it knows
+    duet._many.engine._facts = replace(duet._many.engine.facts, speed=slow)
+    ear, told = play(duet, work)
     assert "first" in told.seen["solo"] & told.seen["many"]
     shares = [share for report in ear.reports for share in report.shares if share.request_id == "first"]
     assert sum(share.cached_tokens for share in shares) == 0
@@ -150,6 +154,36 @@ def test_what_the_first_cannot_hold_runs_on_the_second():
     ear, told = play(make(solo={"context": 100}), work)
     assert ear.finish("long") == "length"
     assert told.seen["solo"] == set()
+
+
+def test_a_long_prompt_runs_where_it_is_read_faster_until_the_other_knows_it():
+    """The second reads ten times as fast and writes half as fast."""
+    slow, fast = Speed(100.0, {1: 0.01}), Speed(1000.0, {1: 0.02})
+    duet = make()
+    duet._solo.engine._facts = replace(duet._solo.engine.facts, speed=slow)
+    duet._many.engine._facts = replace(duet._many.engine.facts, speed=fast)
+    long = tuple(range(1000))
+
+    async def work(duet, ear, told):
+        for name, prompt in (("short", (1, 2, 3)), ("long", long), ("another", long[:500])):
+            duet.add(order(name, prompt, 100, salt="me"))
+            await ear.finished(name)
+        duet._seen.append(Seen(True, "me", long))
+        for name, salt in (("next turn", "me"), ("of another", "you")):
+            duet.add(order(name, (*long, 1), 100, salt=salt))
+            await ear.finished(name)
+
+    _, told = play(duet, work)
+    assert told.seen["solo"] == {"short", "next turn"}
+    assert told.seen["many"] == {"long", "another", "of another"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [((), (1,), 0), ((1, 2, 3), (1, 2, 4), 2), ((1, 2), (1, 2, 3), 2), ((2,), (1,), 0), (range(99), range(99), 99)],
+)
+def test_what_two_prompts_begin_with(a, b, expected: int):
+    assert beginning(tuple(a), tuple(b)) == beginning(tuple(b), tuple(a)) == expected
 
 
 def test_after_a_crowd_the_first_waits_until_it_is_quiet():
