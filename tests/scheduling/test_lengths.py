@@ -2,7 +2,7 @@
 
 Mutants that these tests were seen to kill by hand: the part of the last call instead of the first; no look at the deadlines
 of those who are passed over, or of the first; rows of equal length taken from the back; the load of a call counted in rows; a long call on
-the loop; late calls taken out of the queue twice.
+the loop; the loop open again while a long call waits.
 """
 
 from __future__ import annotations
@@ -260,8 +260,9 @@ def test_only_short_texts_run_on_the_loop():
     assert batcher.inline_rows >= 64
     batcher.push(long)
     assert batcher.inline_rows == 0
-    for _ in range(2):
-        batcher.take(0.0)
+    assert batcher.take(0.0).batch.calls == [short]
+    assert batcher.inline_rows == 0  # the long one is next
+    assert batcher.take(0.0).batch.calls == [long]
     assert batcher.inline_rows >= 64
 
 

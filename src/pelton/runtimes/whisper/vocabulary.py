@@ -104,7 +104,7 @@ class Vocabulary:
             starts = raw[:1] == b" " or not words
             if language in _UNSPACED and words and _complete(words[-1][0]) and not _only_marks(raw):
                 starts = True
-            if starts and (not words or _complete(words[-1][0])):
+            if starts:
                 words.append((raw, 1))
             else:
                 last, count = words[-1]
