@@ -45,6 +45,8 @@ OWNERS = {
     "tokenizers": {"transforms/text.py", "language/tokenizer.py"},
     "jinja2": {"language/sandbox.py"},
     "llguidance": {"language/grammar.py"},
+    "openvino": {"runtimes/openvino/"},
+    "openvino_genai": set(),  # in a process of its own
     "prometheus_client": {"server/pages/metrics.py"},
     "starlette": {"server/"},
     "uvloop": {"server/", "cli/", "bench/"},
