@@ -60,7 +60,9 @@ def main(path: Path) -> None:
 
     def ids(text: str, special: bool) -> list[int]:
         body = json.dumps({"content": text, "add_special": False, "parse_special": special}).encode()
-        request = urllib.request.Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)["tokens"]
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
+from tokenizers import models
 
 from pelton.errors import InvalidInput, PackageInvalid
 from pelton.language import Special, Tokenizer
@@ -98,6 +99,15 @@ def test_tokens_tell_their_bytes_also_where_they_are_pieces_of_characters(tokeni
     assert spaced.token_text(piece) == "bytes:\\x82"
     assert tokenizer.token_text(1) == "<|im_start|>"
     assert tokenizer.token_bytes(10**6) == b""
+
+
+def test_characters_that_no_vocabulary_has_are_unknown_and_no_error():
+    library = Library(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("</s>", 0.0)], unk_id=0, byte_fallback=False))
+    library.add_special_tokens(["<unk>", "</s>"])
+    own = Tokenizer(library.to_str().encode())
+    assert own.encode("aé") == [1, 0]
+    with pytest.raises(InvalidInput, match="spells the control token"):
+        own.encode("a</s>")
 
 
 def test_a_lone_surrogate_is_refused(tokenizer):

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from pelton.registry import Registry
 from pelton.replicas.language import Alone, LanguageReplica
 from pelton.runtimes import language as runtime
 from pelton.runtimes.contract import RuntimeOptions
-from pelton.runtimes.language import RUNTIME
+from pelton.runtimes.language import RUNTIME, LanguageEngine
 from pelton.types import ModelRef, Signature, TensorSpec
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def prove(package: Package) -> str:
     text = language.load(package)
     log.info("%s: loading it for a first answer", package.name)
     try:
-        engine = runtime.load(package, RuntimeOptions())
+        engine = _engine(package)
     except ExtraMissing as error:
         log.warning("%s: nobody proved that it loads and answers, no engine is installed: %s", package.name, error)
         return ""
@@ -157,3 +157,13 @@ def prove(package: Package) -> str:
     told = answer.decode("utf-8", "replace")
     log.info("%s answers after %.1f s: %s", package.name, time.monotonic() - begun, told)
     return told
+
+
+def _engine(package: Package) -> LanguageEngine:
+    """The engine of the package; where it leaves the choice, the one that reads its file at once."""
+    if package.file.suffix == ".gguf" and package.manifest.options.get("engine", "auto") == "auto":
+        options = {**package.manifest.options, "engine": "llama.cpp", "engine_options": {}}
+        quick = msgspec.structs.replace(package.manifest, options=options)
+        with suppress(ExtraMissing):
+            return runtime.load(msgspec.structs.replace(package, manifest=quick), RuntimeOptions())
+    return runtime.load(package, RuntimeOptions())

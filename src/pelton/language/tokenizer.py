@@ -33,6 +33,7 @@ class Special(msgspec.Struct, frozen=True):
 class _Model(msgspec.Struct):
     type: str = ""
     unk_token: str | None = None
+    unk_id: int | None = None
 
 
 class _File(msgspec.Struct):
@@ -54,14 +55,14 @@ class Tokenizer:
         self._tokenizer = _library_tokenizer(text, name)
         self._rest = _continuing(text, self._config, name) or self._tokenizer
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
-        unknown = self._config.model.unk_token
+        model = self._config.model
         self.specials: tuple[Special, ...] = tuple(
             Special(token, entry.content, entry.lstrip, entry.rstrip)
             for token, entry in sorted(added.items())
             if entry.special and entry.content
         )
         self.special_ids: Final = frozenset(special.id for special in self.specials)
-        self._forbidden = frozenset(x.id for x in self.specials if x.text != unknown)
+        self._forbidden = frozenset(x.id for x in self.specials if x.text != model.unk_token and x.id != model.unk_id)
         self._by_text = {special.text: special for special in self.specials}
         self._pattern = _alternatives(self._by_text)
         self._added = {token: str(entry.content) for token, entry in added.items()}
