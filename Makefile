@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 LM_VENV ?= .venv-lm
+CLIENTS_VENV ?= .venv-clients
 PORT ?= 8080
 PYTEST_WORKERS ?= auto
 SHELL := /bin/bash
 
-.PHONY: help demo test test-lm check bench docs format clean
+.PHONY: help demo test test-lm test-clients check bench docs format clean
 
 help:
 	@echo "make demo    set up and serve five real models on 127.0.0.1:$(PORT)"
 	@echo "make test    set up and run the tests"
 	@echo "make test-lm tests of the language-model engine, with PyTorch"
+	@echo "make test-clients  real clients of the OpenAI API, in an environment of their own (Node's where it is there)"
 	@echo "make check   types, style, format"
 	@echo "make bench   measure (see benchmarks/README.md)"
 	@echo "make docs    write the generated pages of docs/ anew"
@@ -41,7 +43,7 @@ demo: $(DEMO_VENV)/installed
 	@$(DEMO_VENV)/bin/python demo/run.py --home .pelton/demo --port $(PORT)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -q --ignore=tests/lm $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -q --ignore=tests/lm --ignore=tests/clients $(PYTEST_ARGS)
 
 $(LM_VENV)/installed: requirements/lm.txt requirements/lm-torch.txt requirements/lm-models.txt
 	@test -x $(LM_VENV)/bin/python || $(PYTHON) -m venv $(LM_VENV)
@@ -53,6 +55,16 @@ $(LM_VENV)/installed: requirements/lm.txt requirements/lm-torch.txt requirements
 
 test-lm: $(LM_VENV)/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=src $(LM_VENV)/bin/python -m pytest tests/lm -q $(PYTEST_ARGS)
+
+$(CLIENTS_VENV)/installed: requirements/uv.txt requirements/chat-clients.txt
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
+	@echo "installing clients of the OpenAI API"
+	@$(CLIENTS_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-input --require-hashes -r requirements/uv.txt
+	@$(CLIENTS_VENV)/bin/uv pip install -q --python $(CLIENTS_VENV)/bin/python --require-hashes -r requirements/chat-clients.txt
+	@touch $@
+
+test-clients: $(VENV)/installed $(CLIENTS_VENV)/installed
+	SERVER_PYTHON=$(abspath $(VENV)/bin/python) $(CLIENTS_VENV)/bin/python -m pytest tests/clients -q $(PYTEST_ARGS)
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check src tests demo benchmarks docs
@@ -70,4 +82,4 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff format src tests demo benchmarks docs
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(LM_VENV) .pelton build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_VENV) $(LM_VENV) $(CLIENTS_VENV) .pelton build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

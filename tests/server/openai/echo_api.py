@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BOUND = 40.0
+PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)  # that has Pelton
 
 
 class Reply:
@@ -116,7 +117,7 @@ def serving(home: Path, *models: str, **settings: Any) -> Iterator[Api]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pelton", "serve", *models, *flags], stdout=file, stderr=file, process_group=0
+            [PYTHON, "-m", "pelton", "serve", *models, *flags], stdout=file, stderr=file, process_group=0
         )
     try:
 

@@ -397,7 +397,7 @@ def _usage(run: Run) -> Json:
     usage = receipts.usage(run)
     return {
         "input_tokens": usage["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": receipts.cached(run)},
+        "input_tokens_details": {"cached_tokens": receipts.cached(run), "cache_write_tokens": 0},
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage["total_tokens"],
