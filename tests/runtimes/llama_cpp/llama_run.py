@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pelton.runtimes.step_engine import LmOutput, LmRequest, StepEngine, StepReport
 
-STREAMS, KV_TOKENS = 4, 2048
+STREAMS, KV_TOKENS = 4, 512
 
 
 class Run:

@@ -176,7 +176,7 @@ def test_a_cancelled_request_frees_its_slot_at_once(engine: StepEngine):
             for i in range(STREAMS):
                 engine.cancel(f"r{i}")
 
-    requests = [LmRequest(f"r{i}", PROMPT, 400) for i in range(STREAMS)]
+    requests = [LmRequest(f"r{i}", PROMPT, 60) for i in range(STREAMS)]
     run = Run(engine, [*requests, LmRequest("next", PROMPT, 2)], cancel)
     assert [run.finish(f"r{i}") for i in range(STREAMS)] == ["cancelled"] * STREAMS
     assert max(len(run.tokens(f"r{i}")) for i in range(STREAMS)) < 20
@@ -222,7 +222,7 @@ def fd_exists(fd: str) -> bool:
 
 def test_the_facts_tell_what_it_can_do(built: Built):
     facts = built.facts
-    assert (facts.engine, facts.context, facts.streams, facts.kv_tokens) == ("llama.cpp", 2048, STREAMS, KV_TOKENS)
+    assert (facts.engine, facts.context, facts.streams, facts.kv_tokens) == ("llama.cpp", KV_TOKENS, STREAMS, KV_TOKENS)
     assert set(facts.speed.decode) == {1, STREAMS}
     assert facts.speed.prefill > 0
     assert facts.grammar
