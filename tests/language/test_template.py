@@ -120,10 +120,12 @@ def test_what_hugging_face_templates_use_is_there(template):
         "    {%- generation -%}{{ loop.length }}{{ m | tojson }}{%- endgeneration -%}\n"
         "{%- endfor -%}\n"
         "{{ ns.n }} {{ strftime_now('%d %B %Y') }} {{ documents is none }} {{ enable_thinking }} {{ ['a'] + ['b'] }}\n"
+        "{{ '%s-%02d' % ('a', 3) }}{{ '**%s** 20261124' % 'b' }}{{ ['x', 'y'] | join(', ') }}{{ 'aXb' | replace('X', '-') }}{{ 'a\nb' | indent(2) }}\n"
         "{{ messages[::-1][0].content[:2] }}"
     )
     rendered = template(source).render([{"role": "system", "content": "s"}, *user("<é>")], enable_thinking=False)
     assert rendered.startswith('2{"role": "user", "content": "<é>"}1 24 November 2026 True False [')
+    assert "a-03**b** 20261124x, ya-ba\n  b\n" in rendered
     assert rendered.endswith("<é")
 
 
@@ -163,6 +165,15 @@ HUGE = (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{% set _ = messages.append(1) %}",
         "{{ lipsum(n=100000) }}",
+        "{{ '%100000000000d' % 1 }}",
+        "{{ '%*d' % (100000000000, 1) }}",
+        "{{ '{:>100000000000}'.format(1) }}",
+        "{{ 'x' | center(100000000000) }}",
+        "{{ 'x' | indent(100000000000) }}",
+        "{% set x = 'x' * 9999999 %}{{ x.replace('x', x) }}",
+        "{% set x = 'x' * 9999999 %}{{ x | replace('x', x) }}",
+        "{% set x = 'x' * 9999999 %}{{ x | join(x) }}",
+        "{% set x = 'x' * 9999999 %}{{ x.join(x) }}",
     ],
 )
 def test_no_template_runs_for_ever_or_gets_out(source, template):

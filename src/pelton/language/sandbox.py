@@ -7,6 +7,7 @@ cannot run for ever or fill the memory: loops and calls are counted, strings tha
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -25,6 +26,8 @@ except ImportError:  # pragma: no cover - the extra is part of the tests
 STEPS: Final = 500_000  # of loops, and calls
 SECONDS: Final = 2.0  # of CPU time, looked at while loops and calls go on
 OUTPUT: Final = 32 * 1024**2  # characters
+# in a format: a width of five digits, or one that is an argument
+_WIDE: Final = re.compile(r"%[-+ #0]*(?:\*|\d{5,})|%[^a-zA-Z%]*\.(?:\*|\d{5,})|\{[^{}]*\d{5,}[^{}]*\}")
 _NUMBER: Final = 10_000_000  # larger arguments pad and repeat text to no sane end
 
 Now = Callable[[], datetime]
@@ -74,6 +77,8 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator in "**" and _grows(left, right):
             raise SecurityError(f"{operator} would make something very large")
+        if operator == "%" and isinstance(left, str):
+            _check_widths(left)
         return _measured(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2 names them
@@ -81,12 +86,56 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         for value in (*args, *kwargs.values()):
             if isinstance(value, int) and abs(value) > _NUMBER:
                 raise SecurityError(f"the argument {value} is too large")
+        _check_method(getattr(__obj, "__self__", None), getattr(__obj, "__name__", ""), args)
         return _measured(super().call(__context, __obj, *args, **kwargs))
 
 
 def _grows(left: Any, right: Any) -> bool:
     sizes = [len(x) if isinstance(x, str | bytes | list | tuple) else abs(x) for x in (left, right) if _sized(x)]
     return len(sizes) == 2 and sizes[0] * sizes[1] > _NUMBER
+
+
+def _check_method(owner: Any, name: str, args: tuple[Any, ...]) -> None:
+    """Refuses methods of a text that would make far more of it."""
+    if not isinstance(owner, str):
+        return
+    if name in ("format", "format_map"):
+        _check_widths(owner)
+    if name == "replace" and len(args) >= 2 and all(isinstance(text, str) for text in args[:2]):
+        _check_size(owner.count(args[0]) * len(args[1]))
+    if name == "join" and args and hasattr(args[0], "__len__"):
+        _check_size(len(owner) * len(args[0]))
+
+
+def _check_widths(text: str) -> None:
+    if _WIDE.search(text):
+        raise SecurityError("a format with a width that is too large")
+
+
+def _check_size(size: int) -> None:
+    if size > OUTPUT:
+        raise SecurityError(f"it would build a text of more than {OUTPUT} characters")
+
+
+def _replaced(text: Any, old: str, new: str, count: int | None = None) -> str:
+    whole = str(text)
+    _check_size(whole.count(str(old)) * len(str(new)))
+    return whole.replace(str(old), str(new), -1 if count is None else count)
+
+
+def _indented(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    if len(width) > 100 if isinstance(width, str) else width > 100:
+        raise SecurityError("indent: more than 100 characters")
+    return str(jinja2.filters.do_indent(str(text), width, first, blank))
+
+
+def _joined(values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    found = list(values)
+    if attribute is not None:
+        found = [value[attribute] for value in found]
+    texts = list(map(str, found))
+    _check_size(len(str(d)) * len(texts) + sum(map(len, texts)))
+    return str(d).join(texts)
 
 
 def _sized(x: Any) -> bool:
@@ -133,7 +182,8 @@ def _environment(now: Now) -> _Environment:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"], cache_size=0
     )
     environment.filters |= {"tojson": _tojson, "_counted": _counted, "_measured": _measured}
-    for name in ("pprint", "random", "urlize", "xmlattr", "wordwrap"):
+    environment.filters |= {"replace": _replaced, "indent": _indented, "join": _joined}
+    for name in ("pprint", "random", "urlize", "xmlattr", "wordwrap", "center", "format", "batch", "slice"):
         environment.filters.pop(name, None)
     environment.globals.pop("lipsum", None)
     environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: now().strftime(str(form))}
