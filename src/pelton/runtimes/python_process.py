@@ -17,11 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from pelton.errors import InvalidInput, ModelFailed, NotReady, PackageInvalid
+from pelton.runtimes.child_process import LogPipe, fate, process_file
 from pelton.runtimes.python_class import UserClass
 from pelton.runtimes.python_wire import (
     ANSWER,
@@ -39,7 +40,6 @@ from pelton.runtimes.python_wire import (
 from pelton.types import Array
 
 LOG: Final = logging.getLogger("pelton.runtimes.python")
-LINE_LIMIT: Final = 8192
 ATTEMPTS: Final = 3  # processes that a call tries when they died before it reached them
 STOP_SECONDS: Final = 2.0  # asked to end; then SIGTERM
 TERM_SECONDS: Final = 1.0  # then SIGKILL
@@ -167,8 +167,8 @@ class Worker:
 
     def watch(self, started: Callable[[Worker, Header | None, str], None], limit: float) -> None:
         """Until the process is gone and reaped. Calls `started` once: with the READY header, or None and what failed."""
-        log = _Log(self._spec.model, self._process.stdout)
-        handle = _pidfd(self.pid)
+        log = LogPipe(LOG, self._spec.model, self._process.stdout)
+        handle = process_file(self.pid)
         poll = select.poll()
         for fd in (log.fd, self.channel.fileno(), handle):
             if fd >= 0:
@@ -221,7 +221,7 @@ class Worker:
             if self._process.returncode is None:  # still a zombie: its group cannot belong to anybody else
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-            self.fate = _fate(self._process.wait())
+            self.fate = fate(self._process.wait())
         if handle >= 0:
             os.close(handle)
 
@@ -237,45 +237,6 @@ class Worker:
         self._asked = True
         with contextlib.suppress(OSError):
             self.channel.post(Header(STOP))
-
-
-class _Log:
-    """What the process prints, line by line into the server's log."""
-
-    def __init__(self, model: str, pipe: IO[bytes] | None) -> None:
-        assert pipe is not None
-        self._model = model
-        self._pipe = pipe
-        self.fd = pipe.fileno()
-        self._line = b""
-        os.set_blocking(self.fd, False)
-
-    def read(self) -> int:
-        """Bytes read; 0 at the end. Nothing there counts as one."""
-        try:
-            data = os.read(self.fd, 64 * 1024)
-        except BlockingIOError:
-            return 1
-        *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            self._write(line)
-        while len(self._line) > LINE_LIMIT:
-            self._write(self._line[:LINE_LIMIT])
-            self._line = self._line[LINE_LIMIT:]
-        return len(data)
-
-    def _write(self, line: bytes) -> None:
-        LOG.info("[%s] %s", self._model, line[:LINE_LIMIT].decode("utf-8", "backslashreplace"))
-
-    def rest(self) -> None:
-        """What was left in the pipe; a helper that survived may hold its other end, so this never waits."""
-        for _ in range(64):
-            ready, _, _ = select.select([self.fd], [], [], 0)
-            if not ready or not self.read():
-                break
-        if self._line:
-            self._write(self._line)
-        self._pipe.close()
 
 
 class ProcessModel:
@@ -456,27 +417,9 @@ def _end(workers: Sequence[Worker]) -> None:
         worker.exited.wait()
 
 
-def _pidfd(pid: int) -> int:
-    """A file that becomes readable when the process ends; -1 where the system has none."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            return os.pidfd_open(pid)
-    return -1
-
-
 def _milliseconds(deadline: float | None, ticking: bool) -> float | None:
     """Without a process file the loop has to look itself, five times a second."""
     if deadline is not None:
         left = max(0.0, deadline - time.monotonic()) * 1000 + 1
         return min(left, 200.0) if ticking else left
     return 200.0 if ticking else None
-
-
-def _fate(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"killed by {name}" + (" (out of memory, or somebody's kill -9)" if code == -signal.SIGKILL else "")

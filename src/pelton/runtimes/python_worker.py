@@ -6,34 +6,32 @@ mixes with answers. The process ends when the server closes the channel, also wh
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
-import select
 import signal
 import socket
 import sys
 import threading
 import weakref
-from io import TextIOWrapper
 from types import FrameType
 
 import msgspec
 import numpy as np
 
 from pelton.errors import ModelFailed, PackageInvalid
+from pelton.runtimes.child_process import die_first, end_with_server, print_line_by_line
 from pelton.runtimes.python_class import UserClass, UserFailed, UserModel, failure, load_class
 from pelton.runtimes.python_wire import ANSWER, CALL, FAILED, READY, START, Broken, Channel, Header, pack, unpack
 from pelton.types import Array
 
 
 def main(arguments: list[str]) -> int:
-    _line_by_line()
-    _die_first()
+    print_line_by_line()
+    die_first()
     faulthandler.enable()  # a crash in native code shows in the log where the user's code was
     channel = Channel(socket.socket(fileno=int(arguments[0])), views=True)
     signal.signal(signal.SIGTERM, _Patience(channel))
-    threading.Thread(target=_end_with_server, args=(channel.fileno(),), name="pelton-parent", daemon=True).start()
+    threading.Thread(target=end_with_server, args=(channel.fileno(),), name="pelton-parent", daemon=True).start()
     try:
         header, _ = channel.receive()
         if header.kind != START:
@@ -90,29 +88,6 @@ def _answer(channel: Channel, spec: UserClass, model: UserModel) -> bool:
     answer.shapes = [list(array.shape) for array in outputs]
     channel.send(answer, [pack(array, tensor) for array, tensor in zip(outputs, spec.signature.outputs, strict=False)])
     return True
-
-
-def _line_by_line() -> None:
-    """A pipe would buffer 8 KB: lines would come late, and be lost in a crash."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
-
-
-def _die_first() -> None:
-    """Where the machine runs out of memory, Linux shall end this process before the server."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")
-
-
-def _end_with_server(channel: int) -> None:
-    """Ends this process group when the server's end of the channel closes, whatever the main thread is doing."""
-    poll = select.poll()
-    poll.register(channel, 0)  # hang-ups and errors are always reported
-    poll.poll()
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(0)
 
 
 class _Patience:

@@ -123,13 +123,15 @@ class LlamaEngine:
             self._listen()
         now = time.perf_counter()
         shares, outputs = self._told()
-        seconds, self._since = now - self._since, now
+        seconds = 0.0
+        if shares:  # else this time belongs to the next report that has some
+            seconds, self._since = now - self._since, now
         self._steps += 1
         return StepReport(
             number=self._steps,
             shares=shares,
             outputs=outputs,
-            seconds=seconds if shares else 0.0,
+            seconds=seconds,
             preempted=(),
             waiting=len(self._waiting),
             running=len(self._streams),
