@@ -216,6 +216,27 @@ def test_a_template_that_knows_no_tools_gets_them_in_the_system_message(template
     assert template().render(user("Hi"), tools=[WEATHER]).startswith("<|im_start|>system\n# Tools")
 
 
+def test_a_template_that_takes_turns_only_gets_tools_and_their_answers_in_the_users_messages(template):
+    source = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('take turns') }}{% endif %}<|im_start|>{{ m.content }}{% endfor %}"
+    )
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        *user("Weather?"),
+        {"role": "assistant", "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+        {"role": "tool", "tool_call_id": "c1", "content": "sun"},
+        *user("Well?"),
+    ]
+    rendered = template(source).render(messages, tools=[WEATHER])
+    assert rendered.startswith("<|im_start|># Tools")
+    assert "</tool_call>\n\nWeather?<|im_start|>" in rendered
+    assert rendered.endswith("rain\n</tool_response>\n<tool_response>\nsun\n</tool_response>\nWell?")
+    with pytest.raises(InvalidInput, match="take turns"):
+        template(source).render([*user("a"), *user("b")])
+
+
 def test_parts_of_a_content_are_joined(template):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert "user\none\ntwo<|im_end|>" in template().render(user(parts))

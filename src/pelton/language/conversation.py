@@ -42,16 +42,20 @@ class Prepared:
     tools: list[dict[str, Any]] | None
 
 
-def prepared(messages: Messages, tools: Sequence[Mapping[str, Any]] | None, card: Card) -> Prepared:
-    """Checks and translates. Raises InvalidInput with the place, Unsupported for pictures and sound."""
+def prepared(
+    messages: Messages, tools: Sequence[Mapping[str, Any]] | None, card: Card, system: bool = True
+) -> Prepared:
+    """Checks and translates. `system`: the template takes a system message.
+
+    Raises InvalidInput with the place, Unsupported for pictures and sound."""
     if not messages:
         raise InvalidInput("messages: there is none; send at least one")
     told = [_message(message, f"messages[{i}]", card) for i, message in enumerate(messages)]
     named = [dict(tool) for tool in tools] if tools else None
     if card.tools_in_template or card.tool_template:
         return Prepared(told, named)
-    told = [_plain(message) for message in told]
-    return Prepared(_described(told, named) if named else told, None)
+    plain = _joined(told)
+    return Prepared(_described(plain, named, system) if named else plain, None)
 
 
 def _message(message: Mapping[str, Any], where: str, card: Card) -> dict[str, Any]:
@@ -105,6 +109,22 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
+def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages without tools in them. What a tool answered joins the user's message beside it: many templates insist that
+    user and assistant take turns."""
+    out: list[dict[str, Any]] = []
+    answered = False  # the last one is what tools have answered
+    for message in messages:
+        from_tool = message["role"] in ("tool", "function", "ipython")
+        plain = _plain(message)
+        if out and plain["role"] == out[-1]["role"] == "user" and (from_tool or answered):
+            out[-1] = {**out[-1], "content": f"{out[-1]['content']}\n{plain['content']}"}
+        else:
+            out.append(plain)
+        answered = from_tool
+    return out
+
+
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     """A message without tools in it, for templates that know none."""
     role, content = message["role"], message["content"]
@@ -120,11 +140,14 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-def _described(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _described(messages: list[dict[str, Any]], tools: list[dict[str, Any]], system: bool) -> list[dict[str, Any]]:
+    """With the tools in the system message, or where the template takes none, in the first one of all."""
     text = _DESCRIPTION.format(tools="\n".join(map(_json, tools)))
-    if messages[0]["role"] == "system":
-        first = {**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}
-        return [first, *messages[1:]]
+    first = messages[0]
+    if first["role"] == "system":
+        return [{**first, "content": f"{first['content']}\n\n{text}"}, *messages[1:]]
+    if not system and first["role"] == "user":
+        return [{**first, "content": f"{text}\n\n{first['content']}"}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
 
 

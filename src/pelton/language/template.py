@@ -48,6 +48,7 @@ class Template:
         self._codes = _Codes(tokenizer.specials)
         self._compiled = lru_cache(maxsize=8)(self._compile)
         self.variables: frozenset[str] = self._compiled(card.chat_template, 0).variables
+        self._system = True  # it takes a system message
         self._dynamic = self._names_from_pieces()
 
     def render(
@@ -76,7 +77,7 @@ class Template:
         self, messages: Messages, tools: Tools | None, add_generation_prompt: bool, variables: Mapping[str, Any]
     ) -> tuple[str, int]:
         """The rendered text with a private character for each control token, and where these characters begin."""
-        known = prepared(messages, tools, self._card)
+        known = prepared(messages, tools, self._card, self._system)
         given = {**variables, "messages": known.messages, "tools": known.tools}
         base = self._codes.free(given)
         source = self._card.tool_template if known.tools and self._card.tool_template else self._card.chat_template
@@ -102,6 +103,7 @@ class Template:
             except TemplateEndless as error:
                 raise PackageInvalid(f"{error}, and they are three short ones") from None
             except TemplateRefuses:
+                self._system = self._system and probe[0]["role"] != "system"
                 continue
             return self._codes.code(text, 0) != text
         return False
