@@ -141,14 +141,13 @@ class Duet:
 
     def _sooner(self, request: LmRequest) -> bool:
         """Whether `solo` is expected to have the whole answer before `many` would."""
+        answer = min(request.max_tokens, self._usual)
         solo, many = (
-            alone_seconds(
-                half.engine.facts.speed,
-                len(request.prompt) - known_tokens(self._seen, half is self._solo, request),
-                min(request.max_tokens, self._usual),
-            )
+            half.pace.seconds(len(request.prompt) - known_tokens(self._seen, half is self._solo, request), answer)
             for half in (self._solo, self._many)
         )
+        if solo > many:
+            self._solo.pace.hope()
         return solo <= many
 
     def _begin(self) -> None:
@@ -270,6 +269,33 @@ class Duet:
             self._listener.reported(replace(report, number=self._number))
 
 
+class Pace:
+    """Seconds that a half takes for a token of a prompt and for one of an answer, alone: first as it was measured, then as
+    it is seen."""
+
+    def __init__(self, speed: Speed) -> None:
+        self.prefill = 1.0 / max(speed.prefill, 1e-9)
+        self.decode = speed.decode.get(1) or min(speed.decode.values(), default=0.0)
+
+    def seconds(self, prompt: int, answer: float) -> float:
+        return prompt * self.prefill + answer * self.decode
+
+    def saw(self, report: StepReport) -> None:
+        """Learns from steps of one request, reading or writing."""
+        if len(report.shares) != 1:
+            return
+        share = report.shares[0]
+        if share.decode_tokens and not share.prefill_tokens:
+            self.decode += (report.seconds / share.decode_tokens - self.decode) * 0.05
+        elif share.prefill_tokens >= 16 and not share.decode_tokens:
+            self.prefill += (report.seconds / share.prefill_tokens - self.prefill) * 0.2
+
+    def hope(self) -> None:
+        """What is thought too slow is not seen any more: it is thought a little better of each time, until it is tried."""
+        self.prefill *= 0.99
+        self.decode *= 0.99
+
+
 class Half:
     """One of the two, as its listener."""
 
@@ -277,9 +303,11 @@ class Half:
         self.engine = engine
         self.away = False
         self.running = self.waiting = self.free_blocks = 0
+        self.pace = Pace(engine.facts.speed)
         self._duet = duet
 
     def reported(self, report: StepReport) -> None:
+        self.pace.saw(report)
         if report.number:
             self.running, self.waiting, self.free_blocks = report.running, report.waiting, report.free_blocks
         self._duet.reported(self, report)
@@ -293,12 +321,6 @@ class Half:
         both = self._duet.both_away
         self.away = False
         self._duet.back(both)
-
-
-def alone_seconds(speed: Speed, prompt: int, answer: float) -> float:
-    """Of a request that runs alone."""
-    step = speed.decode.get(1) or min(speed.decode.values(), default=0.0)
-    return prompt / max(speed.prefill, 1e-9) + answer * step
 
 
 def known_tokens(seen: Iterable[Seen], solo: bool, request: LmRequest) -> int:

@@ -12,9 +12,9 @@ from engine_ear import Ear, order
 
 from pelton.packages import Package
 from pelton.runtimes.contract import RuntimeOptions
-from pelton.runtimes.duet import Duet, Seen, beginning, continued, movable
+from pelton.runtimes.duet import Duet, Pace, Seen, beginning, continued, movable
 from pelton.runtimes.language import LanguageEngine, Speed, load
-from pelton.runtimes.step_engine import GrammarSpec, Sampling, StepReport
+from pelton.runtimes.step_engine import GrammarSpec, Sampling, Share, StepReport
 from pelton.testing.echo_engine import EchoEngine
 from pelton.testing.local_engine import LocalEngine, echo_facts
 
@@ -42,7 +42,11 @@ def make(crowd: int = 2, quiet: float = 0.0, solo: dict | None = None, many: dic
     halves = []
     for options in (solo, many):
         size = {"streams": 4, "context": 8192, **(options or {})}
-        halves.append(LocalEngine(lambda size=size: EchoEngine(**size), echo_facts(**size)))
+        speed = size.pop("speed", None)
+        facts = echo_facts(**size)
+        halves.append(
+            LocalEngine(lambda size=size: EchoEngine(**size), replace(facts, speed=speed or facts.speed), pause=0.0002)
+        )
     return Duet(*halves, crowd, quiet=quiet)
 
 
@@ -117,10 +121,8 @@ def test_cached_tokens_of_a_request_that_moved_are_counted_once():
         duet.add(order("second", (8, 9), 10))
         await ear.finished("first", "second")
 
-    duet = make()
-    slow = Speed(1.0, {1: 1.0})  # so that it is no place for a lone request, whatever it knows
-    duet._many.engine._facts = replace(duet._many.engine.facts, speed=slow)
-    ear, told = play(duet, work)
+    slow = Speed(1.0, {1: 1.0})  # no place for a lone request, whatever it knows
+    ear, told = play(make(many={"speed": slow}), work)
     assert "first" in told.seen["solo"] & told.seen["many"]
     shares = [share for report in ear.reports for share in report.shares if share.request_id == "first"]
     assert sum(share.cached_tokens for share in shares) == 0
@@ -158,10 +160,9 @@ def test_what_the_first_cannot_hold_runs_on_the_second():
 
 def test_a_long_prompt_runs_where_it_is_read_faster_until_the_other_knows_it():
     """The second reads ten times as fast and writes half as fast."""
-    slow, fast = Speed(100.0, {1: 0.01}), Speed(1000.0, {1: 0.02})
-    duet = make()
-    duet._solo.engine._facts = replace(duet._solo.engine.facts, speed=slow)
-    duet._many.engine._facts = replace(duet._many.engine.facts, speed=fast)
+    duet = make(solo={"speed": Speed(100.0, {1: 0.01})}, many={"speed": Speed(1000.0, {1: 0.02})})
+    for half in (duet._solo, duet._many):
+        half.pace.saw = lambda report: None  # an echo takes no time at all
     long = tuple(range(1000))
 
     async def work(duet, ear, told):
@@ -176,6 +177,31 @@ def test_a_long_prompt_runs_where_it_is_read_faster_until_the_other_knows_it():
     _, told = play(duet, work)
     assert told.seen["solo"] == {"short", "next turn"}
     assert told.seen["many"] == {"long", "another", "of another"}
+
+
+def test_how_fast_a_half_is_is_learned_from_what_it_does():
+    pace = Pace(Speed(100.0, {1: 0.1}))
+    for _ in range(200):
+        pace.saw(StepReport(1, (Share("a", 0, 1, 0),), (), 0.02, (), 0, 1, 0))
+        pace.saw(StepReport(1, (Share("a", 100, 0, 0),), (), 0.5, (), 0, 1, 0))
+        pace.saw(StepReport(1, (Share("a", 0, 1, 0), Share("b", 0, 1, 0)), (), 9.0, (), 0, 2, 0))  # not alone
+    assert pace.seconds(0, 1) == pytest.approx(0.02, rel=0.01)
+    assert pace.seconds(1, 0) == pytest.approx(0.005, rel=0.01)
+
+
+def test_a_half_that_was_measured_at_a_bad_moment_gets_its_chance():
+    duet = make(solo={"speed": Speed(1e6, {1: 0.03})}, many={"speed": Speed(1e6, {1: 0.02})})
+
+    async def work(duet, ear, told):
+        for i in range(100):
+            duet.add(order(f"r{i}", max_tokens=1))
+            await ear.finished(f"r{i}")
+            if told.seen["solo"]:
+                break
+
+    _, told = play(duet, work)
+    assert told.seen["solo"]
+    assert len(told.seen["many"]) > 5
 
 
 @pytest.mark.parametrize(
