@@ -20,6 +20,7 @@ from typing import Final, Protocol
 REMEMBERED: Final = 4096  # counters of tenants that are away
 QUANTUM: Final = 16  # prompt tokens that are dealt out at once, at most
 SHORT_CHUNK: Final = 8  # prompt tokens that a step takes at least while others decode: less would only cost overhead
+CROWD: Final = 3.0  # with this, a burst of prompts has its first tokens as soon as if no stream were protected
 LONE_CHUNK: Final = 64  # and while nobody does
 FIRST_TOKEN: Final = (
     1.25  # a step with the prompt of a tenant that was served least may take this many times that prompt
@@ -49,14 +50,15 @@ class Tokens:
 def prompt_tokens(pace: Pace, streams: int, prompts: int, longest: float) -> int:
     """How many prompt tokens a step may take beside `streams` streams that decode, for `prompts` prompts in line.
 
-    One prompt doubles the step's time; many prompts before few streams may take more, because those who wait for a first
-    token then outnumber those who wait for a next one. `longest`: seconds that a step with prompts should stay below.
+    One prompt may double the step's time. Many prompts before few streams may take more, because those who wait for a
+    first token then outnumber those who wait for a next one. `longest`: seconds that a step with prompts should stay below.
     """
     each = pace.prefill(1)
     if not streams:
         return max(LONE_CHUNK, int(longest / each)) if math.isfinite(longest) else 1 << 30
     decode = pace.step(streams)
-    seconds = max(decode, min(decode * (1.0 + prompts / streams), longest - decode))
+    crowd = 1.0 + CROWD * max(0, prompts - 1) / streams
+    seconds = max(decode, min(decode * crowd, longest - decode))
     return max(SHORT_CHUNK, int(seconds / each))
 
 

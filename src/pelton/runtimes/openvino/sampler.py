@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 _MASK: Final = (1 << 64) - 1
 _FOLD: Final = 64  # logits of a row are looked at in this many layers, to find its largest without sorting all
-_SHORTLIST: Final = 512  # tokens among which top-p is looked for before all are sorted
+_SHORTLIST: Final = 192  # tokens among which top-p is looked for before all are sorted
 
 
 def uniform(seed: int, position: int) -> float:
@@ -154,7 +154,9 @@ def _draw_all(logits: Floats, choosers: Sequence[Chooser], drawn: Sequence[float
 
 
 def _draw_one(logits: Floats, sampling: Sampling, u: float, ranked: bool) -> int:
-    weights = np.exp((logits - logits.max()) * np.float32(1.0 / sampling.temperature))
+    weights = logits - logits.max()
+    weights *= np.float32(1.0 / sampling.temperature)
+    np.exp(weights, out=weights)
     if not ranked:
         weights[weights < sampling.min_p] = 0.0
         return _invert(weights, u)
@@ -166,18 +168,21 @@ def support(weights: Floats, sampling: Sampling) -> Ints:
     """The tokens that top-k, top-p and min-p leave, ascending. Of equally likely ones the first stay."""
     size = len(weights)
     among = min(sampling.top_k or _SHORTLIST, size)
-    values = np.sort(np.partition(weights, size - among)[size - among :])[::-1]
-    keep = among
+    ids = np.flatnonzero(weights >= _floor(weights, among))
+    if sampling.top_p < 1.0 and not sampling.top_k:
+        limit = sampling.top_p * weights.sum(dtype=np.float64)
+        if weights[ids].sum(dtype=np.float64) < limit:
+            ids = np.arange(size)
+    values = np.sort(weights[ids])[::-1]
+    keep = among if sampling.top_k else len(ids)
     if sampling.top_p < 1.0:
-        limit = sampling.top_p * (values if sampling.top_k else weights).sum(dtype=np.float64)
-        mass = np.cumsum(values, dtype=np.float64)
-        if mass[-1] < limit and not sampling.top_k:
-            values = np.sort(weights)[::-1]
-            mass = np.cumsum(values, dtype=np.float64)
-        keep = min(int(np.searchsorted(mass, limit)) + 1, len(values))  # up to the one that crosses the line
+        mass = np.cumsum(values[:keep], dtype=np.float64)
+        if sampling.top_k:
+            limit = sampling.top_p * mass[-1]
+        keep = min(int(np.searchsorted(mass, limit)) + 1, keep)  # up to the one that crosses the line
     keep = int(np.count_nonzero(values[:keep] >= sampling.min_p * values[0]))
     least = values[keep - 1]
-    ids = np.flatnonzero(weights >= least)
+    ids = ids[weights[ids] >= least]
     if len(ids) > keep:
         equal = np.flatnonzero(weights[ids] == least)
         ids = np.delete(ids, equal[keep - len(ids) :])
@@ -185,20 +190,22 @@ def support(weights: Floats, sampling: Sampling) -> Ints:
     return chosen
 
 
-def largest(values: Floats, count: int) -> Ints:
-    """Indices of the `count` largest values, largest first; of equal ones the first.
+def _floor(values: Floats, count: int) -> Any:
+    """A value that at least `count` values reach, and of long rows not many more.
 
-    A long row is folded into columns: each of the largest is in one of the columns with the largest maxima.
-    """
+    A long row is folded into columns: `count` columns whose maxima reach it hold as many values that do."""
     size = len(values)
+    count = min(count, size)
     columns = size // _FOLD
     if count * 4 > columns:
-        return np.argsort(-values, kind="stable")[:count]
+        return np.partition(values, size - count)[size - count]
     folded = values[: columns * _FOLD].reshape(_FOLD, columns).max(0)
-    least = np.partition(folded, columns - count)[columns - count]  # so many values are at least this
-    candidates = (np.arange(_FOLD)[:, None] * columns + np.flatnonzero(folded >= least)).ravel()
-    candidates = np.concatenate([candidates, np.arange(columns * _FOLD, size)])
-    candidates = candidates[values[candidates] >= least]
+    return np.partition(folded, columns - count)[columns - count]
+
+
+def largest(values: Floats, count: int) -> Ints:
+    """Indices of the `count` largest values, largest first; of equal ones the first."""
+    candidates = np.flatnonzero(values >= _floor(values, count))
     order = np.lexsort((candidates, -values[candidates]))[:count]
     found: Ints = candidates[order]
     return found
