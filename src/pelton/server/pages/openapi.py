@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from pelton import __version__
+from pelton.server.pages import openapi_chat
 from pelton.server.pages.cards import EXAMPLE_LIMIT, Card
 from pelton.server.pages.openapi_admin import SECURITY, paths_and_schemas
 from pelton.server.pages.openapi_routes import HEADERS, REQUEST_HEADERS, RESPONSES, SCHEMAS, fixed_paths
@@ -32,6 +33,9 @@ def document(cards: Sequence[tuple[Card, float]]) -> Json:
     admin_paths, admin_schemas = paths_and_schemas()
     paths.update(admin_paths)
     schemas.update(admin_schemas)
+    chat_paths, chat_schemas = openapi_chat.paths_and_schemas()
+    paths.update(chat_paths)
+    schemas.update(chat_schemas)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -44,6 +48,7 @@ def document(cards: Sequence[tuple[Card, float]]) -> Json:
         "tags": [
             *({"name": card.name, "description": _about(card, target)} for card, target in cards),
             {"name": "server", "description": "Health, metadata, statistics, repository, metrics."},
+            openapi_chat.TAG,
             {"name": "admin", "description": "Versions, deployments, rollouts, audit. On this machine, or by token."},
         ],
         "paths": paths,

@@ -167,7 +167,14 @@ def fixed_paths() -> Json:
         "/openapi.json": _get("openapi", "This document.", _schema("object")),
         "/metrics": _metrics(),
         "/v1/models": _get(
-            "models_v1", "KServe v1: names.", _object(("models",), models=_schema("array", items=_TEXT))
+            "models_v1",
+            "KServe v1: names. OpenAI: `data`, one object per model that answers.",
+            _object(
+                ("models", "object", "data"),
+                models=_schema("array", items=_TEXT),
+                object=_TEXT,
+                data=_schema("array", items=_schema("object")),
+            ),
         ),
         "/v2": _get("server_metadata", "Name, version, extensions.", _ref("ServerMetadata")),
         "/v2/health/live": _get("live", "200 as long as the process answers.", _ref("Health")),
