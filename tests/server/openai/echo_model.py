@@ -25,7 +25,7 @@ TEMPLATE = (
 
 def add(home: Path, name: str = "echo", chat: bool = True, **options: Any) -> str:
     """Adds the package to the registry of `home`; `options` are those of pelton.toml. Returns its version."""
-    folder = home / "made" / name
+    folder = home / "made" / f"{name}-{len(list(home.glob('made/*')))}"
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_bytes(tokenizer())
     (folder / "weights.none").write_bytes(b"none")
