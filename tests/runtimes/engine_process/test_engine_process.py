@@ -16,10 +16,11 @@ import msgspec
 import pytest
 from engine_ear import LIMIT, Ear, order, talk
 
-from pelton.errors import ModelFailed, PackageInvalid
+from pelton.errors import ExtraMissing, ModelFailed, PackageInvalid
 from pelton.packages import Package
 from pelton.runtimes.contract import RuntimeOptions
 from pelton.runtimes.engine_process import wire
+from pelton.runtimes.engine_process.process import rebuilt
 from pelton.runtimes.language import LanguageEngine, load
 from pelton.runtimes.step_engine import GrammarSpec, LmOutput, Sampling, StepReport
 
@@ -373,6 +374,14 @@ def test_an_engine_that_cannot_be_built_says_why(package: Callable[..., Package]
         load(package(colour="red"), RuntimeOptions())
     with pytest.raises(PackageInvalid, match="did you mean 'echo'"):
         load(package(engine="ecko"), RuntimeOptions())
+
+
+def test_errors_of_building_cross_as_what_they_are():
+    missing = rebuilt(wire.Failed("ExtraMissing", str(ExtraMissing("the engine", "chat")), "chat"))
+    assert isinstance(missing, ExtraMissing)
+    assert (missing.extra, str(missing)) == ("chat", str(ExtraMissing("the engine", "chat")))
+    assert type(rebuilt(wire.Failed("PackageInvalid", "no"))) is PackageInvalid
+    assert type(rebuilt(wire.Failed("KeyboardInterrupt", "no"))) is ModelFailed
 
 
 def test_an_end_while_loading_is_told_with_its_last_words(package: Callable[..., Package]):

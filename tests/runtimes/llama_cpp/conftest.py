@@ -28,6 +28,8 @@ def weights() -> Path:
 @pytest.fixture(scope="session")
 def folder(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package's folder: weights, tokenizer, card."""
+    for module in ("xllamacpp", "tokenizers", "llguidance"):
+        pytest.importorskip(module)
     from pelton.importers import language_card, language_vocabulary
     from pelton.language import gguf
 
@@ -45,7 +47,6 @@ def order_of(folder: Path, **options: object) -> EngineOrder:
 
 @pytest.fixture(scope="session")
 def built(folder: Path) -> Iterator[Built]:
-    pytest.importorskip("xllamacpp")
     from pelton.runtimes.llama_cpp import build
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run beside each other

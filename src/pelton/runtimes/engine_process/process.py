@@ -88,7 +88,7 @@ class Process:
                 for message in messages:
                     if isinstance(message, wire.Ready):
                         return message.facts
-                    raise _rebuilt(message)
+                    raise rebuilt(message)
             if self._gone():
                 raise Died(f"model {model!r} could not be loaded")
         raise ModelFailed(f"model {model!r}: loading took longer than {seconds:g} s (option start_seconds)")
@@ -150,7 +150,7 @@ class Process:
             return self._process.poll() is not None
 
 
-def _rebuilt(message: wire.FromEngine) -> PeltonError:
+def rebuilt(message: wire.FromEngine) -> PeltonError:
     """The error that building raised, as its own class."""
     if not isinstance(message, wire.Failed):
         return ModelFailed("an engine's process reports before it is ready")
