@@ -279,3 +279,25 @@ def test_calls_whose_rows_do_not_add_up_to_a_full_batch_are_predicted_by_what_fi
     lane = open_loop(sim, sim.linear(8, 0.1), sim.poisson(300, 6000), target=0.1, max_rows=8, rows=5)
     times = [lane.finished[id(c)] - c.received for c in lane.answered]
     assert sum(t <= 0.1 for t in times) >= 0.98 * len(times)
+
+
+def test_a_model_that_works_on_one_batch_at_a_time_leaves_the_other_slot_to_others(sim):
+    """Two slots; speech takes a second a batch. Mutant: `most` ignored. Then the short model waits for seconds."""
+    machine = sim.Machine(slots=2)
+    speech = machine.lane(lambda rows: 1.0, target=30.0, max_rows=1)
+    speech.scheduler.most = 1
+    short = machine.lane(sim.linear(5, 0.5), target=0.1, max_rows=64)
+    for _ in range(10):
+        speech.send()
+    short.arrive(sim.poisson(50, 400))
+    machine.loop.run()
+    assert len(short.answered) == 400
+    assert short.result().p99 < 0.02
+    assert len(speech.answered) == 10
+    assert [start for start, *_ in speech.batches] == pytest.approx(range(10))
+    late = speech.send(deadline=0.5)  # one second of its own
+    machine.loop.run()
+    assert late in speech.answered  # nothing was ahead of it: it is tried
+    for _ in range(3):
+        speech.send()
+    assert speech.send(deadline=2.5).outcome is not None  # three seconds ahead of it, whatever the other slot does

@@ -17,7 +17,7 @@ from pelton.engine.generation import Generation
 from pelton.engine.lengths import LengthPieces, measure, parts_of, priority_of
 from pelton.engine.pieces import Pieces
 from pelton.engine.preparation import Preparation, attempt
-from pelton.engine.served import Directory, Pick, Served
+from pelton.engine.served import Directory, Served
 from pelton.engine.stream import Stream
 from pelton.errors import (
     Cancelled,
@@ -77,6 +77,7 @@ class Engine:
         else:
             batcher = LengthBatcher(policy, latency, longest(replica.package))
             scheduler = LengthScheduler(batcher, self._executor, replica.run, *ends)
+        scheduler.most = replica.parallel
         served = Served(replica, scheduler, target)
         served.varies = replica.varies or replica.ragged is not None
         self.admit(served, current)
@@ -104,15 +105,6 @@ class Engine:
             self.directory.put(served)
         else:
             self.directory.add(served)
-
-    def choose(self, name: str, version: str = "", key: bytes | None = None) -> Pick:
-        """`resolve`, and where the name has a candidate, the split's choice: its route and key go into the call.
-
-        `key`: what the caller sent to be treated alike every time, or None."""
-        served = self.resolve(name, version)
-        if served.split is not None and not version:
-            return served.split.pick(key)
-        return Pick(served, 0, 0)
 
     def resolve(self, name: str, version: str = "") -> Served:
         """The version that answers for `name`. Raises NotFound, NotReady, or Draining when the process stops."""

@@ -14,6 +14,7 @@ from pelton.replicas import lengths
 from pelton.runtimes.contract import LoadedModel, RuntimeOptions
 from pelton.runtimes.contract import load as load_runtime
 from pelton.scheduling import LatencyModel
+from pelton.scheduling.scheduler import ANY
 from pelton.transforms import Finish, Prepare, compile_finish, compile_prepare
 from pelton.types import Array, Batch, Call, Fields, Outcome, Signature, TensorSpec
 
@@ -43,6 +44,7 @@ class Replica:
         self.varies = any(not spec.fixed and spec.pad is None for spec in self.signature.inputs)
         self._padded = any(spec.pad is not None for spec in self.signature.inputs)
         self.ragged = lengths.ragged(self.signature)  # the input whose width is that of the call's longest row
+        self.parallel: int = getattr(model, "parallel", ANY)  # batches that the model works on at the same time
         self._trimmed = self.ragged is not None and any(not spec.fixed for spec in self.signature.outputs)
 
     def run(self, batch: Batch) -> list[Outcome]:

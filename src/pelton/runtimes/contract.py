@@ -14,7 +14,8 @@ from pelton.types import Array, Signature
 
 
 class LoadedModel(Protocol):
-    """A model in memory. `run` may be called from several threads at once."""
+    """A model in memory. `run` may be called from several threads at once. One that would only make the others wait may
+    have an attribute `parallel`: how many batches it works on at the same time."""
 
     @property
     def signature(self) -> Signature:

@@ -32,6 +32,7 @@ class Lane(Protocol):
     batcher: Batcher
     ready: bool  # the executor knows that something waits here
     running: int  # batches in progress
+    most: int  # of them at the same time
 
     def run(self, batch: Batch) -> list[Outcome]:
         """Blocking; one outcome per call, in order; never raises."""
@@ -137,7 +138,7 @@ class Executor:
             while self._ready and now < end:
                 lane = self._next_lane()
                 inline = runs_inline(lane.batcher)
-                if inline or not self.full:
+                if inline or (not self.full and lane.running < lane.most):
                     self._run_one(lane, now, inline)
                     now = self._clock()
                 else:

@@ -267,7 +267,7 @@ class LengthScheduler(Scheduler):
         """What is ahead leaves in full batches, then comes the call's own. One batch may be formed before it of calls that
         pass it over."""
         batcher = self.batcher
-        free = (now,) if runs_inline(batcher) else self._executor.free(now)
+        free = (now,) if runs_inline(batcher) else self.free(now)
         cycle = batcher.full_seconds + batcher.gap
         own = max(cycle, batcher.latency.predict(rows) + batcher.gap)
         return predicted_finish(now, free, batcher.rows_ahead(priority), 1, batcher.full_rows, cycle) + own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pelton.errors import DeadlineExceeded, Overloaded, PeltonError
 from pelton.scheduling.admission import predicted_finish, retry_after
@@ -14,6 +14,9 @@ from pelton.types import Batch, Call, Outcome
 RunBatch = Callable[[Batch], list[Outcome]]  # blocking; one outcome per call, in order; never raises
 SettleBatch = Callable[[Batch, list[Outcome]], None]
 SettleOne = Callable[[Call, PeltonError], None]
+
+
+ANY = 1 << 30
 
 
 class Scheduler:
@@ -28,6 +31,7 @@ class Scheduler:
         self._settle_one = settle_one
         self.ready = False
         self.running = 0
+        self.most = ANY  # batches in slots at the same time
         self.expected = 0  # calls that are being prepared elsewhere and will be submitted
         self._executor = executor
         self._drained: asyncio.Future[None] | None = None
@@ -106,6 +110,13 @@ class Scheduler:
             ),
         )
 
+    def free(self, now: float) -> Sequence[float]:
+        """When each slot that this lane may use should be free, ascending."""
+        free = self._executor.free(now)
+        if self.most >= len(free):
+            return free
+        return free[-self.most :] if self.running >= self.most else free[: self.most]
+
     def admit(self, call: Call, now: float) -> None:
         """Raises Overloaded when the answer would be late."""
         finish = self._finish(call.rows, call.priority, now)
@@ -120,6 +131,6 @@ class Scheduler:
     def _finish(self, rows: int, priority: int, now: float) -> float:
         batcher = self.batcher
         # The loop is one slot, and free: it is executing this.
-        free = (now,) if runs_inline(batcher) else self._executor.free(now)
+        free = (now,) if runs_inline(batcher) else self.free(now)
         cycle = batcher.full_seconds + batcher.gap
         return predicted_finish(now, free, batcher.rows_ahead(priority), rows, batcher.full_rows, cycle)

@@ -29,14 +29,15 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beam: int = 1
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     threads: int | None = None
-    parallel: int = 1  # batches at the same time; more than one slot of the server may ask
+    parallel: int = 1  # batches at the same time: others keep their slots while speech, which takes seconds, is heard
 
 
 class WhisperModel:
     """One model in memory. `run` may be called from several threads; the library releases the interpreter lock."""
 
-    def __init__(self, model: Any, decoder: Decoder, signature: Signature, multilingual: bool) -> None:
+    def __init__(self, model: Any, decoder: Decoder, signature: Signature, multilingual: bool, parallel: int) -> None:
         self.signature = signature
+        self.parallel = parallel
         self._model: Any = model
         self._decoder: Decoder | None = decoder
         self._multilingual = multilingual
@@ -123,4 +124,5 @@ def load(package: Package, options: RuntimeOptions) -> WhisperModel:
     if model.n_mels != signature.inputs[0].shape[0]:
         raise PackageInvalid(f"model {name!r}: the model hears {model.n_mels} mels; the signature says otherwise")
     checks = Checks(own.beam, own.temperatures)
-    return WhisperModel(model, Decoder(library, model, vocabulary, checks), signature, vocabulary.multilingual)
+    decoder = Decoder(library, model, vocabulary, checks)
+    return WhisperModel(model, decoder, signature, vocabulary.multilingual, own.parallel)
