@@ -58,6 +58,7 @@ KINDS: Final[tuple[tuple[type[errors.PeltonError], str, str | None], ...]] = (
     (errors.NotFound, INVALID, "model_not_found"),
     (errors.TooLarge, INVALID, "request_too_large"),
     (errors.Unsupported, INVALID, "unsupported_value"),
+    (errors.ExtraMissing, INVALID, "unsupported_value"),
     (errors.InvalidInput, INVALID, "invalid_value"),
     (errors.NotReady, "service_unavailable", "model_not_ready"),
     (errors.Draining, "service_unavailable", "server_stopping"),
