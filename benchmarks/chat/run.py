@@ -77,7 +77,9 @@ def pelton(home: Path, model: Path, engine: str, extra: list[str]) -> Iterator[H
     """Pelton with everything switched on; answers once the model is loaded."""
     name = f"chat-{engine.replace('.', '')}"
     python = [sys.executable, "-m", "pelton"]
-    subprocess.run([*python, "add", str(model), "--name", name, "--engine", engine, "--home", str(home)], check=True)
+    subprocess.run(
+        [*python, "add", str(model), "--name", name, "--option", f"engine={engine}", "--home", str(home)], check=True
+    )
     log = (home / f"{name}.log").open("wb")
     server = subprocess.Popen(
         [*python, "serve", name, "--home", str(home), "--port", "0", *extra], stderr=log, stdout=log
