@@ -202,6 +202,8 @@ def test_the_last_to_come_is_preempted_and_goes_first_among_the_waiting() -> Non
 def test_what_can_never_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="blocks"):
         scheduler(blocks=4).add(LmRequest("a", (1,) * 10, 7))
+    with pytest.raises(ValueError, match="weight"):
+        scheduler().add(LmRequest("a", (1,), 1, weight=0.0))
     with pytest.raises(ValueError, match="token_budget"):
         scheduler(token_budget=3)
 

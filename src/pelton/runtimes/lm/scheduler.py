@@ -64,6 +64,8 @@ class Scheduler:
     def add(self, request: LmRequest) -> Sequence:
         if request.id in self.sequences:
             raise ValueError(f"a request with id {request.id!r} is already here: ids must be unique")
+        if not request.weight > 0.0:
+            raise ValueError(f"request {request.id!r} has the weight {request.weight}: it must be above 0")
         need = self.pool.blocks_for(len(request.prompt) + request.max_tokens)
         if need > self.pool.count:
             raise ValueError(

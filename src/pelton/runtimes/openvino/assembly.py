@@ -54,7 +54,11 @@ def build(order: EngineOrder) -> Built:
     _check(order, options)
     with graph_file(order, release()) as path:
         graph = compile_paged(path, order.threads or order.options.threads, options.kv_precision)
-    return Built(*assemble(order, options, graph))
+    built = Built(*assemble(order, options, graph))
+    # What exists now lives as long as the process: a full garbage collection that walks it would stop all streams.
+    gc.collect()
+    gc.freeze()
+    return built
 
 
 def assemble(order: EngineOrder, options: OpenVinoOptions, graph: Graph) -> tuple[OpenVinoEngine, Facts]:
@@ -73,9 +77,6 @@ def assemble(order: EngineOrder, options: OpenVinoOptions, graph: Graph) -> tupl
     limits = Limits(budget, streams, options.guesses, step_seconds=options.step_seconds)
     engine = OpenVinoEngine(runner, pool, limits, context, TokenSpeed(speed.prefill, speed.decode))
     engine.shares_prefixes = own.prefix_cache == "shared"
-    # What exists now lives as long as the engine: a full garbage collection that walks it would stop all streams.
-    gc.collect()
-    gc.freeze()
     return engine, Facts("openvino", context, streams, blocks * BLOCK, speed)
 
 

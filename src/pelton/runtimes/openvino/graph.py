@@ -90,6 +90,8 @@ def compile_paged(path: Path, threads: int, kv_precision: str) -> Graph:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "KV_CACHE_PRECISION": kv_precision,
+        # Threads that cannot leave their cores wait there for whoever else runs on them: a server, another engine.
+        "ENABLE_CPU_PINNING": False,
     }
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
