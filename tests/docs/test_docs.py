@@ -31,7 +31,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pelton.packages import Manifest
 from pelton.records import Record, Window, WindowKey
-from pelton.records.snapshot import Lane, Snapshot, Usage, sums_of
+from pelton.records.record import TokenUsage
+from pelton.records.snapshot import Lane, Padding, Snapshot, Streams, Usage, sums_of
 from pelton.server.pages.metrics import render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,7 +271,7 @@ def test_every_manifest_of_the_page_about_packages_is_one(block):
 
 def test_the_metrics_that_are_emitted_are_those_that_are_documented():
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\| `((?:pelton|process)_[a-z_]+)`", page, re.MULTILINE))
+    documented = set(re.findall(r"^\| `((?:pelton|process|gen_ai)_[a-z_]+)`", page, re.MULTILINE))
     assert documented == emitted()
 
 
@@ -279,9 +280,12 @@ def emitted() -> set[str]:
     window = Window()
     window.add([Record("m", "v", "native", "", 1, 1, "idle", "", 1.0, 0.1, 0.1, 0.1, 0.3, 0.1)])
     window.add([Record("m", "v", "native", "", 1, 0, "late", "refused", 1.0, 0.0, 0.0, 0.0, 0.3, 0.0)])
+    took = TokenUsage(prompt=3, cached=1, completion=2, first=0.1, prefill=0.1, decode=0.1)
+    window.add([Record("m", "v", "openai", "", 1, 1, "stop", "", 1.0, 0.1, 0.1, 0.1, 0.3, 0.1, usage=took)])
+    streams = Streams("echo", "", 4, 100, 1, 0, 0, 0.5, 1.0, 0)
     snapshot = Snapshot(
-        "1", "3", 0, Usage(1.0, 1.0, 1, 1, 1), sums_of({WindowKey("m", "v", "native", ""): window}, 0.0),
-        lanes=[Lane("m", "v", 0.1, 8, 0, 0)], connections=1,
+        "1", "3", 0, Usage(1.0, 1.0, 1, 1, 1, 1), sums_of({WindowKey("m", "v", "native", ""): window}, 0.0),
+        lanes=[Lane("m", "v", 0.1, 8, 0, 0, streams=streams, padding=Padding(8, 10, 0, 64))], connections=1,
     )  # fmt: skip
     names = set()
     for family in text_string_to_metric_families(render([snapshot])[0].decode()):
@@ -291,7 +295,9 @@ def emitted() -> set[str]:
 
 def test_the_reasons_of_refusals_that_the_code_has_are_documented():
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/pelton").rglob("*.py"))
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "src/pelton").rglob("*.py") if "testing" not in path.parts
+    )
     reasons = set(re.findall(r'\breason(?: = |=)"([a-z_]+)"', source)) - {"refused"}
     assert reasons >= {"overloaded", "not_ready", "draining", "late"}
     for reason in reasons:
