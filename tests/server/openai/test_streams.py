@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import struct
@@ -127,6 +129,32 @@ def test_what_cannot_be_in_time_is_refused_with_when_to_come_back(slow: Api):
 def test_a_deadline_that_passes_is_told(slow: Api):
     reply = slow.ask(CHAT, {"model": "slow", **LONG}, pelton_timeout_ms="500")
     assert (reply.status, reply.error["code"]) in ((504, "deadline_exceeded"), (429, "rate_limit_exceeded"))
+
+
+def gauge(api: Api, name: str) -> float:
+    text = api.get("/metrics").body.decode()
+    values = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + "{")]
+    assert values, f"{name} is no metric here"
+    return sum(values)
+
+
+def test_a_hundred_clients_that_are_killed_leave_nothing_behind(slow: Api):
+    generator = random.Random(7)
+    body = {"model": "pair", "stream": True, "messages": user("hello"), "max_tokens": 300, "ignore_eos": True}
+    clients: list[Raw] = []
+    for number in range(100):
+        clients.append(Raw(slow, {**body, "n": 1 + number % 2}))
+        while len(clients) > generator.randrange(1, 8):
+            client = clients.pop(generator.randrange(len(clients)))
+            client.sock.settimeout(generator.random() * 0.05)
+            with contextlib.suppress(TimeoutError, BlockingIOError):  # some have read a little, some still wait
+                client.sock.recv(200)
+            client.leave()
+    for client in clients:
+        client.leave()
+    for name in ("pelton_generations_running", "pelton_generations_waiting"):
+        until(lambda name=name: gauge(slow, name) == 0, name)
+    assert slow.ask(CHAT, {**body, "stream": False, "max_tokens": 1}).status == 200
 
 
 # ---- the stream alone
