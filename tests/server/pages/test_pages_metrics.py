@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pelton.errors import InvalidInput
 from pelton.records import Histogram, Record, Window, WindowKey
-from pelton.records.snapshot import Lane, Snapshot, Usage, by_version, merged, sums_of
+from pelton.records.snapshot import Lane, Padding, Snapshot, Usage, by_version, merged, sums_of
 from pelton.server.pages.metrics import render
 
 VERSION = "a" * 64
@@ -227,3 +227,16 @@ def test_invented_model_names_make_no_series(visit: Callable[..., Any]) -> None:
         assert 'model="",outcome="not_found",protocol="native",version=""} 100.0' in text
 
     visit(test, "linear")
+
+
+def test_padding_of_all_processes_is_added_up_and_models_of_fixed_rows_have_none():
+    lane = Lane("texts", VERSION, 0.2, 128, 3, 1, padding=Padding(real=900, computed=1000, queued=64, cap=512))
+    plain = Lane("m", VERSION, 0.2, 8, 3, 1)
+    found = samples(render([snapshot([], worker, lanes=[plain, lane]) for worker in range(2)])[0].decode())
+    labels = (("model", "texts"), ("version", VERSION[:12]))
+    assert found["pelton_padding_real_tokens_total", labels] == 1800
+    assert found["pelton_padding_tokens_total", labels] == 200
+    assert found["pelton_queue_tokens", labels] == 128
+    assert found["pelton_batch_tokens_cap", labels] == 512
+    assert not [name for name, of in found if "padding" in name and ("model", "m") in of]
+    assert Snapshot.from_bytes(snapshot([], lanes=[lane]).to_bytes()).lanes == [lane]
