@@ -20,6 +20,7 @@ from pelton.errors import SettingInvalid
 
 PREFIX: Final = "PELTON_"
 FILE_NAME: Final = "settings.toml"
+OTHERS: Final = frozenset({"PELTON_API_KEY"})  # variables that are no settings: the key that `pelton chat` sends
 
 
 def _about(text: str, **bounds: Any) -> Meta:
@@ -106,7 +107,9 @@ def _description(kind: Any) -> str:
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """Merges all sources. Raises SettingInvalid with the key, its source and the mend."""
     from_environment = {
-        key.removeprefix(PREFIX).lower(): value for key, value in environment.items() if key.startswith(PREFIX)
+        key.removeprefix(PREFIX).lower(): value
+        for key, value in environment.items()
+        if key.startswith(PREFIX) and key not in OTHERS
     }
     _check_keys(from_environment, "the environment", lambda name: PREFIX + name.upper())
     home = flags.get("home") or from_environment.get("home") or Settings().home
