@@ -25,6 +25,7 @@ from pelton.scheduling.token_speed import TokenSpeed
 log = logging.getLogger(__name__)
 
 MARGIN: Final = 2  # requests more than places that the engine has: a place that is left is taken in the next step
+ON_THE_WAY: Final = 2.0  # seconds
 PATIENCE: Final = 2.0  # times the target: what then still waits for its first step is given up
 ITS_OWN_END: Final = frozenset({"stop", "length"})
 
@@ -51,7 +52,6 @@ class Lane:
         self.speed = TokenSpeed(facts.speed.prefill, facts.speed.decode)
         self.queue: FairQueue[Stream] = FairQueue()
         self.busy_seconds = 0.0  # of all steps
-        self.free_blocks = self.most_free_blocks = 0
         self.restarts = 0
         self._engine = engine
         self.loop = loop
@@ -89,8 +89,9 @@ class Lane:
 
     @property
     def kv_used(self) -> float:
-        """The share of the KV memory that nobody else could have, as far as it is known."""
-        return 1.0 - self.free_blocks / self.most_free_blocks if self.most_free_blocks else 0.0
+        """The share of the KV memory that what runs now fills, 0 to 1; what is only kept for later prompts is free."""
+        filled = sum([one.size - one.uncomputed for one in self._sent.values()])
+        return min(1.0, filled / self.facts.kv_tokens) if self.facts.kv_tokens else 0.0
 
     def submit(self, generation: Generation) -> None:
         """Takes a generation on: `generation.done` is called exactly once, perhaps before this returns."""
@@ -122,10 +123,15 @@ class Lane:
             self._let_go(stream)
 
     async def drained(self) -> None:
-        """Returns when nothing waits or runs. Called once, when no new generations come."""
+        """Returns when nothing waits or runs; from then on nothing is taken. Called once.
+
+        Before it looks it waits for generations on their way here: a caller finds a version first, and then needs a
+        moment to turn its text into tokens."""
+        await asyncio.sleep(ON_THE_WAY)
         if self._streams:
             self._drained = self.loop.create_future()
             await self._drained
+        self.away = self.away or "this version was replaced or unloaded; try again"
 
     # ---- admission
 
@@ -328,8 +334,6 @@ class Lane:
 
     def _account(self, report: StepReport, began: float) -> None:
         """Shares a step's seconds among those who took part: together they are exactly the step's."""
-        self.free_blocks = report.free_blocks
-        self.most_free_blocks = max(self.most_free_blocks, report.free_blocks)
         self.busy_seconds += report.seconds
         if not report.shares:
             return

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from echo_model import add
 
@@ -18,6 +20,7 @@ from pelton.control import Control
 from pelton.packages import load as load_package
 from pelton.packages import save
 from pelton.registry import Registry
+from pelton.types import ModelRef
 
 
 def metric(api, name: str, **labels: str) -> float:
@@ -109,14 +112,11 @@ def test_an_engine_that_is_killed_fails_what_ran_and_comes_back_by_itself(tmp_pa
 
 def second_version(home: Path, name: str) -> str:
     """The same model with another description: another version."""
-    folder = home / "made" / name
-    package = load_package(folder)
-    manifest = package.manifest.__class__(
-        **{field: getattr(package.manifest, field) for field in package.manifest.__struct_fields__}
-        | {"description": "another"}
-    )
-    save(manifest, folder)
-    return Registry(home).add(folder)
+    registry = Registry(home)
+    folder = home / "another" / name
+    shutil.copytree(registry.resolve(ModelRef(name)).folder, folder)
+    save(msgspec.structs.replace(load_package(folder).manifest, description="another"), folder)
+    return registry.add(folder)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
