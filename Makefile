@@ -43,7 +43,7 @@ demo: $(DEMO_VENV)/installed
 	@$(DEMO_VENV)/bin/python demo/run.py --home .pelton/demo --port $(PORT)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -q --ignore=tests/lm --ignore=tests/clients $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -q -m "not soak" --ignore=tests/lm --ignore=tests/clients $(PYTEST_ARGS)
 
 $(LM_VENV)/installed: requirements/lm.txt requirements/lm-torch.txt requirements/lm-models.txt
 	@test -x $(LM_VENV)/bin/python || $(PYTHON) -m venv $(LM_VENV)
