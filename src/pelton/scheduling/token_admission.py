@@ -34,20 +34,22 @@ def tokens_left(made: int, most: int, usual: float) -> float:
     return min(float(most - made), max(usual - made, RESIDUAL * usual))
 
 
-def place_seconds(ahead: Ahead, speed: TokenSpeed) -> float:
-    """Seconds until there is a place: 0 where one is free for it."""
+def place_steps(ahead: Ahead) -> float:
+    """Steps until there is a place: 0 where one is free for it."""
     # a heap: the tokens after which each is free; the first ones that this tenant has too many of go to others
     places = [0.0] * max(0, ahead.free) + sorted(ahead.left)[max(0, -ahead.free) :]
     if not places:
         return 0.0
     for tokens in ahead.waiting:
         heapreplace(places, places[0] + tokens)
-    return places[0] * speed.step(max(1, ahead.streams))
+    return places[0]
 
 
 def first_token_seconds(ahead: Ahead, prompt: int, speed: TokenSpeed) -> float:
     """Seconds until the first token of a generation with a prompt of `prompt` tokens."""
-    return place_seconds(ahead, speed) + speed.first_token(ahead.prefill + prompt, ahead.streams)
+    # the steps that bring an end, and so a place, compute the prompts before it as well
+    steps = max(place_steps(ahead), float(speed.chunks(ahead.prefill)))
+    return steps * speed.step(ahead.streams) + speed.prefill(ahead.prefill) + speed.first_token(prompt, ahead.streams)
 
 
 def answer_seconds(first: float, most: int, streams: int, speed: TokenSpeed) -> float:

@@ -69,8 +69,11 @@ class TokenSpeed:
     def first_token(self, tokens: int, streams: int) -> float:
         """Seconds until `tokens` tokens of prompts are computed and one is made, beside `streams` streams that decode
         in every step."""
-        steps = math.ceil(tokens / self._chunk) if self._chunk else 1
-        return self.prefill(tokens) + steps * self.step(streams) + self.step(1)
+        return self.prefill(tokens) + self.chunks(tokens) * self.step(streams) + self.step(1)
+
+    def chunks(self, tokens: int) -> int:
+        """Steps in which `tokens` tokens of prompts are computed."""
+        return math.ceil(tokens / self._chunk) if self._chunk else min(1, tokens)
 
     def split(self, prefill: int, decode: int, streams: int, seconds: float) -> tuple[float, float]:
         """(seconds of each token of a prompt, seconds of each decoded token) of a step that took `seconds`: what it is
