@@ -17,13 +17,13 @@ from typing import Any, Final
 from pelton.errors import ExtraMissing, ModelFailed, PackageInvalid
 
 # How many rounds a thread of OpenMP looks for the others before it sleeps. A thread that looks holds a core that another
-# process may want, perhaps the very one that it waits for. Measured with two threads on two cores (SmolLM2-135M Q4_1):
-# alone 84 tok/s with the default of 300,000 rounds, 82 with 3,000, 75 with 1,000; beside six busy processes 3 with the
-# default, 8 to 25 with 3,000, 17 to 28 with 1,000.
-SPIN: Final = 3_000
+# process may want, perhaps the very one that it waits for. Measured with two threads on two cores (SmolLM2-135M Q4_1, one
+# stream, share of the engine without a server): 1,000 rounds 0.74, 3,000 0.86, 20,000 to the default of 300,000 between
+# 0.84 and 0.97, not told apart. Beside six busy processes the default gave 3 and 12 tok/s, 3,000 gave 5 to 25.
+SPIN: Final = 30_000
 PREFIX: Final = "pelton-llama-"
-# Tokens of prompts between two tokens of running streams. Twice as many are computed 10 % faster, and let the others wait
-# twice as long: for where there are few others.
+# Tokens of prompts between two tokens of running streams. Twice as many are computed somewhat faster, and let the others
+# wait twice as long: for where there are few others.
 BATCH, BATCH_FEW, FEW = 128, 256, 4
 
 
