@@ -77,7 +77,8 @@ def alone(folder: Path, arguments: argparse.Namespace) -> dict[int, float]:
     from pelton.runtimes.lm.engine import EngineOptions, LmEngine
     from pelton.runtimes.step_engine import LmRequest
 
-    engine = LmEngine.load(folder, EngineOptions(device=arguments.device))
+    weights, kv = arguments.fp8 in ("weights", "both"), arguments.fp8 in ("kv", "both")
+    engine = LmEngine.load(folder, EngineOptions(device=arguments.device, fp8_weights=weights, fp8_kv=kv))
     found = {}
     for attempt, streams in enumerate([arguments.streams[0], *arguments.streams]):
         began = time.perf_counter()
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--size", default="0.6b", choices=("0.6b", "8b"))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--fp8", default="", choices=("", "weights", "kv", "both"))
     parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",")], default=[1, 64, 256])
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=256)
@@ -151,8 +153,8 @@ def main() -> None:
         folder.mkdir()
         write_model(folder, arguments.tokenizer, arguments.size)
         add = [*PYTHON, "add", str(folder), "--name", "gpu", "--home", str(home), "--option", "engine=torch"]
-        if arguments.device != "auto":
-            add += ["--option", f"engine_options={json.dumps({'device': arguments.device})}"]
+        options = {"device": arguments.device, "fp8": arguments.fp8}
+        add += ["--option", f"engine_options={json.dumps(options)}"]
         subprocess.run(add, check=True)
         print("| streams | tokens/s | TTFT ms (median of the slowest client) |\n|---|---|---|")
         print("\n".join(served(home, arguments)), flush=True)
