@@ -1,6 +1,7 @@
 """Build, check and time everything in one run on one GPU.
 
     python benchmarks/gpu/run.py kernels               # every kernel in several shapes, against libraries
+    python benchmarks/gpu/run.py families              # Llama, Mistral, Qwen2, Qwen3, Gemma 3 against transformers
     python benchmarks/gpu/run.py engine-0.6b engine-8b engine-8b-fp8
     python benchmarks/gpu/run.py compare-0.6b compare-8b   # our engine and transformers, offline, same run
     python benchmarks/gpu/run.py online-0.6b           # Poisson arrivals, a long prompt, 10,000 requests; both engines
@@ -20,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks" / "gpu")]
 
-import kernels  # noqa: E402
+import families  # noqa: E402
+import kernel_times  # noqa: E402
 import online  # noqa: E402
 import ours  # noqa: E402
 import peer  # noqa: E402
@@ -91,13 +93,14 @@ def online_section(size: str, rates: tuple[float, ...], count: int, budget: int)
 
 
 SECTIONS: dict[str, Callable[[], None]] = {
-    "kernels": lambda: kernels.run(flash=True),
-    "small": kernels.small_section,
-    "decode": lambda: kernels.decode_section(flash_available()),
-    "decode-order": kernels.decode_order_section,
-    "prefill": lambda: kernels.prefill_section(True),
-    "linear": kernels.linear_section,
+    "kernels": lambda: kernel_times.run(flash=True),
+    "small": kernel_times.small_section,
+    "decode": lambda: kernel_times.decode_section(flash_available()),
+    "decode-order": kernel_times.decode_order_section,
+    "prefill": lambda: kernel_times.prefill_section(True),
+    "linear": kernel_times.linear_section,
     "real": real.run,
+    "families": families.run,
     "compare-0.6b": lambda: compare_section("0.6b", False),
     "compare-8b": lambda: compare_section("8b", True),
     "online-0.6b": lambda: online_section("0.6b", (15.0, 35.0), 300, 2048),
