@@ -26,7 +26,10 @@ SHAPE = {
     "vocab_size": 4096, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6,
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 4096,
 }  # fmt: skip
-GEMMA = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256}
+GEMMA = {
+    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": False,  # tied random weights would only ever repeat the last token: Gemma scales them up
+}  # fmt: skip
 WINDOW, NEW = 100, 64
 PROMPTS = (17, 60, 99, 128, 190, 257, 400, 700)  # tokens; the longer ones leave the windows behind
 VARIANTS: dict[str, dict[str, Any]] = {

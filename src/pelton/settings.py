@@ -58,6 +58,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, _about("folder for files that engines derive from models; it may be emptied; empty: cache in the home")
     ] = ""
     admin_token: Annotated[str, _about("what the admin API asks for; without one it answers this machine only")] = ""
+    cors_origins: Annotated[
+        str, _about("web pages that may call the OpenAI API from a browser: origins with commas, or *; empty: none")
+    ] = ""
     keep_warm: Annotated[
         float, _about("how long the version that served before stays in memory, so that a rollback is instant", ge=0)
     ] = 3600.0

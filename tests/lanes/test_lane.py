@@ -339,12 +339,39 @@ def test_what_was_accepted_is_finished_before_a_lane_is_drained(run):
             drained = asyncio.ensure_future(served.lane.drained())
             await asyncio.sleep(0)
             asks.append(house.ask(served, (7,), 20))  # it had found this version before
+            assert not drained.done()
             await drained
         assert all(ask.errors == [None] for ask in asks)
         late = house.ask(served, (1,), 2)
         assert isinstance(late.errors[0], NotReady)
         await house.idle()
         house.check(served)
+
+    run(scenario)
+
+
+def test_a_version_stays_until_all_callers_that_have_found_it_have_asked(run):
+    async def scenario(house):
+        served = house.serve(streams=2, seconds=0.001)
+        ready = asyncio.Event()
+
+        async def caller(leaves):
+            await ready.wait()  # its text becomes tokens meanwhile
+            return None if leaves else house.ask(served, (7,), 20)
+
+        callers = [asyncio.ensure_future(caller(leaves)) for leaves in (False, True)]
+        for task in callers:
+            served.expect(task)
+        async with asyncio.timeout(20):
+            drained = asyncio.ensure_future(served.scheduler.drained())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not drained.done()
+            ready.set()
+            ask = await callers[0]
+            await drained
+        assert ask.errors == [None]
+        assert served.scheduler.expected == 0
 
     run(scenario)
 

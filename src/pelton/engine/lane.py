@@ -25,7 +25,6 @@ from pelton.scheduling.token_speed import TokenSpeed
 log = logging.getLogger(__name__)
 
 MARGIN: Final = 2  # requests more than places that the engine has: a place that is left is taken in the next step
-ON_THE_WAY: Final = 2.0  # seconds
 PATIENCE: Final = 2.0  # times the target: what then still waits for its first step is given up
 ITS_OWN_END: Final = frozenset({"stop", "length"})
 
@@ -123,11 +122,7 @@ class Lane:
             self._let_go(stream)
 
     async def drained(self) -> None:
-        """Returns when nothing waits or runs; from then on nothing is taken. Called once.
-
-        Before it looks it waits for generations on their way here: a caller finds a version first, and then needs a
-        moment to turn its text into tokens."""
-        await asyncio.sleep(ON_THE_WAY)
+        """Returns when nothing waits or runs; from then on nothing is taken. Called once."""
         if self._streams:
             self._drained = self.loop.create_future()
             await self._drained

@@ -5,6 +5,7 @@ It stands where other models have their scheduler, so that every protocol and co
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
@@ -44,7 +45,8 @@ class Prompts:
     def __init__(self, replica: LanguageReplica, lane: Lane, settle: Settle, clock: Callable[[], float]) -> None:
         self.batcher = Batcher(BatchPolicy(), replica.profile())  # nothing ever waits in it
         self.batcher.cap = UNCUT
-        self.expected = 0  # calls that are being prepared elsewhere and will be submitted
+        self.expected = 0  # callers that have found this version and are still to ask
+        self._unexpected: asyncio.Future[None] | None = None
         self._replica = replica
         self._lane = lane
         self._settle = settle
@@ -95,11 +97,16 @@ class Prompts:
         return now
 
     async def drained(self) -> None:
-        """Returns when nothing waits or runs. Called once, when no new calls come."""
+        """Returns when nothing is expected, waits or runs. Called once, when no new callers find this version."""
+        if self.expected:
+            self._unexpected = self._lane.loop.create_future()
+            await self._unexpected
         await self._lane.drained()
 
     def check_drained(self) -> None:
-        """The lane sees for itself."""
+        """A caller that was expected is here; the lane itself sees when it is done."""
+        if self._unexpected is not None and not self.expected and not self._unexpected.done():
+            self._unexpected.set_result(None)
 
     def answer(self, texts: Sequence[bytes], most: int) -> list[bytes]:
         """The texts that follow, without a record: for checks of the model. Called in a thread, and blocks it. Raises what

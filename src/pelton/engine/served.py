@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pelton.errors import NotFound, NotReady
@@ -63,6 +64,15 @@ class Served:
     def engine_facts(self) -> Facts | None:
         """What the engine of a language model says of itself; it may say something else after a restart."""
         return self.lane.facts if self.lane is not None else None
+
+    def expect(self, caller: asyncio.Task[Any]) -> None:
+        """A caller has found this version and needs a moment before it asks: until its task is done, the version stays."""
+        self.scheduler.expected += 1
+        caller.add_done_callback(self._came)
+
+    def _came(self, caller: asyncio.Task[Any]) -> None:
+        self.scheduler.expected -= 1
+        self.scheduler.check_drained()
 
     def let_go(self) -> None:
         """Nothing is sent here any more. What refers back to this is dropped: the garbage collector, which does not look

@@ -99,14 +99,18 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise InvalidInput(f"{where}: a call has a function with a name and arguments")
     arguments = function.get("arguments") or "{}"
-    if isinstance(arguments, str):
-        try:
-            arguments = msgspec.json.decode(arguments)
-        except msgspec.DecodeError as error:
-            raise InvalidInput(f"{where}.function.arguments: no valid JSON: {error}") from None
-    if not isinstance(arguments, dict):
-        raise InvalidInput(f"{where}.function.arguments: a JSON object is expected")
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+    return {**call, "type": "function", "function": {**function, "arguments": _arguments(arguments)}}
+
+
+def _arguments(given: Any) -> Any:
+    """Arguments as an object. A model may have written what is none: it is shown that as the text it was."""
+    if not isinstance(given, str):
+        return given
+    try:
+        decoded = msgspec.json.decode(given)
+    except (msgspec.DecodeError, RecursionError):
+        return given
+    return decoded if isinstance(decoded, dict) else given
 
 
 def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

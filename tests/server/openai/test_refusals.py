@@ -25,7 +25,7 @@ CHAT = "/v1/chat/completions"
         ({"presence_penalty": -3}, "presence_penalty", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
-        ({"logit_bias": {"5": 101}}, "logit_bias[...]", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"word": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "invalid_value"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
@@ -55,6 +55,14 @@ CHAT = "/v1/chat/completions"
         ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]", "unsupported_parameter"),
+        ({"tools": [{"function": {"name": "f"}}]}, "tools[0].type", "missing_required_parameter"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools[0].function", "missing_required_parameter"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "invalid_value"),
+        ({"service_tier": "best"}, "service_tier", "invalid_value"),
+        ({"store": "yes"}, "store", "invalid_type"),
+        ({"user": 5}, "user", "invalid_type"),
+        ({"metadata": {"a": 5}}, "metadata", "invalid_type"),
+        ({"metadata": {"a" * 65: "b"}}, "metadata", "invalid_value"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "missing_required_parameter"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"min_p": 2}, "min_p", "invalid_value"),
@@ -153,7 +161,8 @@ def test_a_base_model_does_not_chat(api: Api):
     ("more", "param", "code"),
     [
         ({"suffix": "end"}, "suffix", "unsupported_parameter"),
-        ({"best_of": 3}, "best_of", "unsupported_parameter"),
+        ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
+        ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"logprobs": 21}, "logprobs", "invalid_value"),
         ({"logprobs": True}, "logprobs", "invalid_type"),
@@ -179,3 +188,24 @@ def test_a_wrong_field_of_a_completion_is_named(api: Api, more: dict[str, Any], 
 def test_another_method_or_path_is_told(api: Api):
     assert api.get(CHAT).status == 405
     assert api.ask("/v1/chat", {}).status == 404
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "code"),
+    [
+        ({"include": ["everything"]}, "include[0]", "invalid_value"),
+        ({"truncation": "middle"}, "truncation", "invalid_value"),
+        ({"metadata": {"a": 1}}, "metadata", "invalid_type"),
+        ({"max_tool_calls": 0}, "max_tool_calls", "invalid_value"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {"type": "text"}}]}, "tools[0].parameters.type", "invalid_value"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "missing_required_parameter"),
+        ({"input": None}, "input", "missing_required_parameter"),
+        ({"input": []}, "input", "invalid_value"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_of_a_response_is_named(api: Api, more: dict[str, Any], param: str, code: str):
+    reply = api.ask("/v1/responses", {"model": "echo", "input": "hello", **more})
+    assert reply.status == 400
+    assert (reply.error["param"], reply.error["code"]) == (param, code)
+    assert param in reply.error["message"]

@@ -154,7 +154,7 @@ def test_what_is_kept_can_be_read_and_deleted(api: Api):
         assert json.loads(response.read()) == {"id": made["id"], "object": "response", "deleted": True}
     assert api.get(f"{PATH}/{made['id']}").status == 404
     reply = respond(api, previous_response_id=made["id"])
-    assert (reply.status, reply.error["code"]) == (404, "previous_response_not_found")
+    assert (reply.status, reply.error["code"]) == (400, "previous_response_not_found")
 
 
 def test_what_shall_not_be_kept_is_not(api: Api):

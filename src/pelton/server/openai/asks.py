@@ -6,7 +6,7 @@ a test holds these tables against OpenAI's published schema.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -29,6 +29,18 @@ Bias = dict[str, Annotated[float, Meta(ge=-100, le=100)]]
 Seed = Annotated[int, Meta(ge=-SEED_LIMIT, le=SEED_LIMIT - 1)]
 Stop = str | Annotated[list[str], Meta(max_length=MAX_STOPS)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31)]
+
+
+Word = Annotated[str, Meta(max_length=512)]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
+Tier = Literal["auto", "default", "flex", "scale", "priority"]
+Include = Literal[
+    "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
+    "message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content",
+    "web_search_call.action.sources", "web_search_call.results",
+]  # fmt: skip
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,14 +103,14 @@ class ResponseAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/responses."""
 
     model: Name
-    input: str | Annotated[list[dict[str, Any]], Meta(max_length=10_000)] = ""
+    input: str | Annotated[list[dict[str, Any]], Meta(max_length=10_000)] | None = None
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_logprobs: TopLogprobs | None = None
-    include: Annotated[list[str], Meta(max_length=20)] = []
-    metadata: Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] = {}
+    include: Annotated[list[Include], Meta(max_length=20)] = []
+    metadata: Metadata = {}
     parallel_tool_calls: bool = True
     previous_response_id: str | None = None
     reasoning: dict[str, Any] = {}
@@ -108,7 +120,7 @@ class ResponseAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     text: dict[str, Any] = {}
     tools: Annotated[list[dict[str, Any]], Meta(max_length=128)] = []
     tool_choice: str | dict[str, Any] | None = None
-    truncation: str = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     background: bool = False
     seed: Seed | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31)] | None = None
@@ -144,14 +156,26 @@ RESPONSE_REFUSED: Final = {
 COMPLETION_REFUSED: Final[dict[str, str]] = {}
 EMBEDDING_REFUSED: Final[dict[str, str]] = {}
 
-_ACCOUNT: Final = {"user": "", "safety_identifier": "", "prompt_cache_key": "", "prompt_cache_retention": ""}
-CHAT_SAID: Final = {
-    **_ACCOUNT,
-    "metadata": "answers are not kept",
-    "store": "answers are not kept",
-    "service_tier": "there is one",
-    "prediction": "it could only save time",
+# fields that are taken and cannot change an answer, with what they must be
+Said = dict[str, Any]
+
+_ACCOUNT: Final[Said] = {
+    "user": Word,
+    "safety_identifier": Word,
+    "prompt_cache_key": Word,
+    "prompt_cache_retention": Literal["in_memory", "in-memory", "24h"],
 }
-RESPONSE_SAID: Final = {**_ACCOUNT, "service_tier": "there is one", "max_tool_calls": "there are no built-in tools"}
-COMPLETION_SAID: Final = {"user": ""}
-EMBEDDING_SAID: Final = {"user": ""}
+CHAT_SAID: Final[Said] = {
+    **_ACCOUNT,
+    "metadata": Metadata,  # answers are not kept
+    "store": bool,
+    "service_tier": Tier,  # there is one
+    "prediction": dict[str, Any],  # it could only save time
+}
+RESPONSE_SAID: Final[Said] = {
+    **_ACCOUNT,
+    "service_tier": Tier,
+    "max_tool_calls": Annotated[int, Meta(ge=1)],  # of built-in tools, and there are none
+}
+COMPLETION_SAID: Final[Said] = {"user": Word}
+EMBEDDING_SAID: Final[Said] = {"user": Word}

@@ -41,6 +41,11 @@ def of(request: Request, received: float) -> Caller:
     )
 
 
+def request_id(request: Request) -> str:
+    """The caller's own, or a new one."""
+    return call_headers.request_id(_Headers(request))
+
+
 def tenant(request: Request) -> str:
     """Who calls."""
     return tenant_of(_Headers(request))

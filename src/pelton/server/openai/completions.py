@@ -45,6 +45,11 @@ class Completion:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
+    def runs(self) -> int:
+        """Generations for each prompt, of which the `n` likeliest are told."""
+        return self.ask.best_of or self.ask.n
+
+    @property
     def only_echo(self) -> bool:
         """Nothing is to be said beyond the prompt; the engine makes one token all the same, which is dropped."""
         return self.ask.echo and self.ask.max_tokens == 0
@@ -73,8 +78,12 @@ class CompletionRoute:
 def _check(ask: CompletionAsk, ignored: list[str]) -> None:
     if ask.suffix:
         raise unsupported("Unsupported parameter: 'suffix'. Text is continued here, not filled in.", "suffix")
-    if ask.best_of is not None and ask.best_of != ask.n:
-        raise unsupported("Unsupported value: 'best_of' must be the same as 'n'; all choices are returned.", "best_of")
+    if ask.best_of is not None and ask.best_of < ask.n:
+        raise invalid("Invalid value for 'best_of': it must not be less than 'n'.", "best_of")
+    if ask.best_of is not None and ask.best_of > ask.n and ask.stream:
+        raise invalid(
+            "Invalid value for 'best_of': which is the best is known at the end; it cannot be streamed.", "best_of"
+        )
     if ask.max_tokens == 0 and not ask.echo:
         raise invalid("Invalid value for 'max_tokens': 0 needs 'echo' to be true.", "max_tokens")
     check_stream_options(ask, ignored)
@@ -83,9 +92,10 @@ def _check(ask: CompletionAsk, ignored: list[str]) -> None:
 async def _planned(completion: Completion) -> Plan:
     ask, facts, language = completion.ask, completion.facts, completion.language
     inputs = prompts_of(ask.prompt, "prompt")
-    plan.check_runs(len(inputs) * ask.n, "prompt")
+    plan.check_runs(len(inputs) * completion.runs, "prompt")
     sampling = plan.sampling(ask, facts, language.card.vocab_size, language.card.defaults)
-    sampling = plan.with_logprobs(sampling, ask.logprobs, facts, "logprobs")
+    logprobs = 0 if ask.logprobs is None and completion.runs > ask.n else ask.logprobs
+    sampling = plan.with_logprobs(sampling, logprobs, facts, "logprobs")
     told = ask.echo and ask.logprobs is not None
     if told and not facts.prompt_logprobs:
         raise plan.cannot("echo", facts)
@@ -103,9 +113,9 @@ async def _planned(completion: Completion) -> Plan:
         sampling=sampling,
         stop_tokens=plan.stop_tokens(language, ask.ignore_eos),
         max_tokens=ask.max_tokens,
-        n=ask.n,
+        n=completion.runs,
         stops=plan.stops(ask),
-        logprobs=ask.logprobs,
+        logprobs=logprobs,
         prompt_logprobs=told,
         log_stop_token=True,
         begins=False,
@@ -176,7 +186,10 @@ def _whole(completion: Completion, run: Run, whole: Whole) -> Response:
         "object": "text_completion",
         "created": completion.created,
         "model": completion.ask.model,
-        "choices": [_choice(completion, choice, whole) for choice in run.choices],
+        "choices": [
+            {"index": index, **_choice(completion, choice, whole)}
+            for index, choice in enumerate(_best(run.choices, completion, whole))
+        ],
         "usage": _usage(completion, run),
         "system_fingerprint": receipts.fingerprint(run.served),
     }
@@ -192,6 +205,20 @@ def _usage(completion: Completion, run: Run) -> Json:
     return usage
 
 
+def _best(choices: list[Choice], completion: Completion, whole: Whole) -> list[Choice]:
+    """The `n` choices of each prompt whose tokens are likeliest on average."""
+    runs, n = completion.runs, completion.ask.n
+    if runs == n:
+        return choices
+
+    def likelihood(choice: Choice) -> float:
+        logged = whole.logged.get(choice.index, ())
+        return sum(one.logprobs.chosen for one in logged) / max(1, len(logged))
+
+    groups = (choices[first : first + runs] for first in range(0, len(choices), runs))
+    return [choice for group in groups for choice in sorted(group, key=likelihood, reverse=True)[:n]]
+
+
 def _choice(completion: Completion, choice: Choice, whole: Whole) -> Json:
     ask = completion.ask
     text = "" if completion.only_echo else whole.text(choice)
@@ -205,9 +232,8 @@ def _choice(completion: Completion, choice: Choice, whole: Whole) -> Json:
             parts.append(made.more(whole.logged.get(choice.index, ())))
         logprobs = joined(parts)
     if ask.echo:
-        text = completion.texts[choice.index // ask.n] + text
+        text = completion.texts[choice.index // completion.runs] + text
     return {
-        "index": choice.index,
         "text": text,
         "logprobs": logprobs,
         "finish_reason": completion.finish_reason(choice),

@@ -11,7 +11,8 @@ import msgspec
 
 from pelton.server.openai.errors import ApiError, invalid, unsupported
 
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T")
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 WHERE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
@@ -33,11 +34,12 @@ def json_object(body: bytes, limit: int) -> dict[str, Any]:
 
 
 def ask(
-    raw: Mapping[str, Any], kind: type[T], refused: Mapping[str, str], said: Mapping[str, str]
-) -> tuple[T, list[str]]:
+    raw: Mapping[str, Any], kind: type[Struct], refused: Mapping[str, str], said: Mapping[str, Any]
+) -> tuple[Struct, list[str]]:
     """`raw` as a struct, and the names of fields that were accepted without effect. A null is a field that is not set.
 
-    `refused`: fields that exist and are not served, each with why; a value of `said` cannot change an answer.
+    `refused`: fields that exist and are not served, each with why; `said`: those that cannot change an answer, each with
+    its type.
     Raises ApiError."""
     known = kind.__struct_fields__
     given: dict[str, Any] = {}
@@ -48,6 +50,7 @@ def ask(
         if name in known:
             given[name] = value
         elif name in said:
+            convert(value, said[name], name)
             ignored.append(name)
         elif name in refused:
             raise unsupported(f"Unsupported parameter: '{name}'. {refused[name]}", name)
@@ -57,7 +60,7 @@ def ask(
 
 
 def convert(value: Any, kind: type[T], at: str = "") -> T:
-    """A value as a struct. `at`: where it stands in the body. Raises ApiError."""
+    """A value as a struct, or as any other type. `at`: where it stands in the body. Raises ApiError."""
     try:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -92,7 +95,7 @@ def _wrong(text: str, at: str) -> ApiError:
 
 def _joined(at: str, path: str) -> str:
     """`at` and what msgspec calls a path below it, `$.a[0]`."""
-    below = path.removeprefix("$")
+    below = path.removeprefix("$").replace("[...]", "")  # a value of an object, which has no name there
     return at + below if at else below.removeprefix(".")
 
 

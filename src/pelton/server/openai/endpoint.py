@@ -103,9 +103,11 @@ async def find(site: Site, model: str, key: bytes | None) -> Target:
             "model_not_found",
             404,
         ) from error
-    if served.split is not None and not version:
-        return Target(*served.split.pick(key))
-    return Target(served)
+    target = Target(*served.split.pick(key)) if served.split is not None and not version else Target(served)
+    task = asyncio.current_task()
+    if task is not None:  # that of the request: its text still has to become tokens
+        target.served.expect(task)
+    return target
 
 
 def language_of(served: Served) -> tuple[Language, Facts]:

@@ -53,6 +53,11 @@ def invalid(message: str, param: str | None, code: str = "invalid_value") -> Api
     return ApiError(message, param, code)
 
 
+def missing(param: str) -> ApiError:
+    """A field that must be there."""
+    return ApiError(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+
+
 # error of the house -> type and code of OpenAI; the first that fits
 KINDS: Final[tuple[tuple[type[errors.PeltonError], str, str | None], ...]] = (
     (errors.NotFound, INVALID, "model_not_found"),

@@ -6,16 +6,17 @@ import re
 from typing import Any, Final
 
 from pelton.server.openai.decoding import unknown_field
-from pelton.server.openai.errors import ApiError, invalid, unsupported
+from pelton.server.openai.errors import invalid, missing, unsupported
 
 Json = dict[str, Any]
 
+REASONING: Final = ("reasoning_content", "reasoning")  # what a model thought before; servers disagree about the name
 # role -> fields that it may have beside "role" and "content"
 ROLES: Final = {
     "system": ("name",),
     "developer": ("name",),
     "user": ("name",),
-    "assistant": ("name", "tool_calls", "refusal", "audio", "function_call", "annotations", "reasoning_content"),
+    "assistant": ("name", "tool_calls", "refusal", "audio", "function_call", "annotations", *REASONING),
     "tool": ("tool_call_id", "name"),
 }
 EMPTY_ONLY: Final = ("audio", "function_call", "annotations")  # come back from clients that resend what they got
@@ -55,20 +56,23 @@ def _message(message: Json, at: str) -> Json:
     content = fields.get("content")
     said = text_of(content, f"{at}.content") if content is not None else ""
     made: Json = {"role": role, "content": said}
-    for name in ("name", "reasoning_content"):
-        if name in fields:
-            made[name] = _string(fields[name], f"{at}.{name}")
+    if "name" in fields:
+        made["name"] = _string(fields["name"], f"{at}.name")
     if role == "tool":
         made["tool_call_id"] = _string(fields.get("tool_call_id"), f"{at}.tool_call_id")
     if role == "assistant":
         _of_assistant(made, fields, at)
     elif content is None:
-        raise ApiError(f"Missing required parameter: '{at}.content'.", f"{at}.content", "missing_required_parameter")
+        raise missing(f"{at}.content")
     return made
 
 
 def _of_assistant(made: Json, fields: Json, at: str) -> None:
     calls = fields.get("tool_calls")
+    for name in REASONING:
+        if name in fields:
+            made["reasoning_content"] = _string(fields[name], f"{at}.{name}")
+            break
     if "refusal" in fields and not made["content"]:
         made["content"] = _string(fields["refusal"], f"{at}.refusal")
     if calls is not None:
@@ -76,7 +80,7 @@ def _of_assistant(made: Json, fields: Json, at: str) -> None:
             raise invalid(f"Invalid type for '{at}.tool_calls': expected an array of at most {MAX_CALLS}.", at)
         if calls:
             made["tool_calls"] = [_call(call, f"{at}.tool_calls[{index}]") for index, call in enumerate(calls)]
-    if "content" not in fields and "refusal" not in fields and not made.get("tool_calls"):
+    if not any(name in fields for name in ("content", "refusal", *REASONING)) and not made.get("tool_calls"):
         raise invalid(f"Invalid value for '{at}': an assistant's message has 'content' or 'tool_calls'.", at)
 
 
@@ -85,7 +89,7 @@ def _call(call: Any, at: str) -> Json:
         raise invalid(f"Invalid value for '{at}': expected a call of a function.", at)
     function = call.get("function")
     if not isinstance(function, dict):
-        raise ApiError(f"Missing required parameter: '{at}.function'.", f"{at}.function", "missing_required_parameter")
+        raise missing(f"{at}.function")
     name = tool_name(function.get("name"), f"{at}.function.name")
     arguments = _string(function.get("arguments"), f"{at}.function.arguments").strip() or "{}"
     made: Json = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -112,7 +116,7 @@ def _part(part: Any, at: str) -> str:
 
 def _string(value: Any, at: str) -> str:
     if value is None:
-        raise ApiError(f"Missing required parameter: '{at}'.", at, "missing_required_parameter")
+        raise missing(at)
     if not isinstance(value, str):
         raise invalid(f"Invalid type for '{at}': expected a string.", at, "invalid_type")
     return value

@@ -9,11 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pelton.errors import NotFound, PeltonError
+from pelton.server.openai.endpoint import find
 from pelton.server.openai.errors import ApiError
 from pelton.server.openai.errors import of as error_of
 from pelton.server.openai.speech import sound_of
+from pelton.server.openai.strays import from_openai
 from pelton.server.pages.answers import answer
-from pelton.server.pages.cards import Card, read
+from pelton.server.pages.cards import Card, card_of, read
 from pelton.server.pages.catalog import current_lanes
 from pelton.server.pages.health import Health
 from pelton.server.site import Site
@@ -22,7 +24,7 @@ from pelton.transforms import embedding
 Json = dict[str, Any]
 
 OWNER: Final = "pelton"
-OPENAI_HEADERS: Final = ("authorization", "api-key", "x-api-key", "x-stainless-lang", "openai-organization")
+ACTIONS: Final = (":predict", ":explain")  # of KServe; no versions
 
 
 class Models:
@@ -44,10 +46,13 @@ class Models:
 
     async def one(self, request: Request) -> Response:
         """Readiness, as KServe asks for it, and the model, as OpenAI does."""
+        named = request.path_params["model"]
+        if "version" not in request.path_params and not named.endswith(ACTIONS) and (":" in named or "@" in named):
+            return await self._version(named)
         try:
             ready = await self._health.model_ready(request)
         except PeltonError as error:
-            if not _openai(request):
+            if not from_openai(request):
                 raise
             return self._refusal(error, request)
         if ready.status_code != 200 or "version" in request.path_params:
@@ -57,6 +62,14 @@ class Models:
         if name not in cards:
             return ready
         return answer({**self._model(cards[name]), "name": name, "ready": True})
+
+    async def _version(self, named: str) -> Response:
+        """One version: "name:version" or "name@alias", as it may stand in a request."""
+        try:
+            target = await find(self._site, named, None)
+        except (ApiError, PeltonError) as error:
+            return error_of(error).response()
+        return answer({**self._model(read(card_of(target.served))), "id": named})
 
     def _refusal(self, error: PeltonError, request: Request) -> Response:
         if isinstance(error, NotFound):
@@ -84,7 +97,3 @@ class Models:
             return "embedding"
         return "speech" if sound_of(served) is not None else "model"
 
-
-def _openai(request: Request) -> bool:
-    """Whether the caller reads errors as OpenAI writes them; KServe's clients read a text."""
-    return any(name in request.headers for name in OPENAI_HEADERS)

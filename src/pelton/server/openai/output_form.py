@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from pelton.server.openai.decoding import convert, unknown_field
-from pelton.server.openai.errors import ApiError, invalid, unsupported
+from pelton.server.openai.errors import invalid, missing, unsupported
 
 Json = dict[str, Any]
 
@@ -85,9 +85,7 @@ def form_of(value: Json | None, at: str = "response_format") -> Form:
     if kind == "json_schema":
         inner = value.get("json_schema")
         if not isinstance(inner, dict):
-            raise ApiError(
-                f"Missing required parameter: '{at}.json_schema'.", f"{at}.json_schema", "missing_required_parameter"
-            )
+            raise missing(f"{at}.json_schema")
         _only(value, ("type", "json_schema"), at)
         return schema_form(inner, f"{at}.json_schema")
     if kind not in ("text", "json_object"):
@@ -120,16 +118,40 @@ def tools_of(tools: list[Json], choice: Any, parallel: bool) -> Tools:
     functions: list[Function] = []
     for index, raw in enumerate(tools):
         at = f"tools[{index}]"
-        if raw.get("type") != "function":
+        if raw.get("type") is None:
+            raise missing(f"{at}.type")
+        if raw["type"] != "function":
             raise unsupported(
-                f"Unsupported value: '{at}.type' is {str(raw.get('type'))[:60]!r}; tools are functions here.", at
+                f"Unsupported value: '{at}.type' is {str(raw['type'])[:60]!r}; tools are functions here.", at
             )
+        if raw.get("function") is None:
+            raise missing(f"{at}.function")
         functions.append(convert(_without_nulls(raw), Tool, at).function)
     size = _size(tools, TOOLS_LIMIT, "tools") if functions else 0
     names = [function.name for function in functions]
     if len(set(names)) != len(names):
         raise invalid("Invalid value for 'tools': two of them have the same name.", "tools")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        names, choice = _allowed(choice, names)
+        functions = [function for function in functions if function.name in names]
     return Tools(tuple(functions), _choice(choice, names), parallel, size)
+
+
+def _allowed(choice: Json, names: list[str]) -> tuple[list[str], str]:
+    """`{"type": "allowed_tools", "allowed_tools": {"mode", "tools"}}`, or flat: the others are as if not offered."""
+    inner = choice.get("allowed_tools", choice)
+    tools = inner.get("tools") if isinstance(inner, dict) else None
+    mode = inner.get("mode", "auto") if isinstance(inner, dict) else None
+    allowed = [_named(tool) for tool in tools] if isinstance(tools, list) else []
+    if not allowed or mode not in ("auto", "required"):
+        raise invalid(
+            "Invalid value for 'tool_choice': allowed tools have a 'mode' ('auto' or 'required') and 'tools'.",
+            "tool_choice",
+        )
+    for name in allowed:
+        if name not in names:
+            raise invalid(f"Invalid value for 'tool_choice': the tool {name!r} is not in 'tools'.", "tool_choice")
+    return [name for name in names if name in allowed], mode
 
 
 def _choice(choice: Any, names: list[str]) -> str:
@@ -145,7 +167,7 @@ def _choice(choice: Any, names: list[str]) -> str:
     if named is not None or choice == "required":
         what = f"the tool {named!r} is not" if named is not None else "there is none"
         raise invalid(f"Invalid value for 'tool_choice': {what} in 'tools'.", "tool_choice")
-    if isinstance(choice, dict) and choice.get("type") in ("allowed_tools", "custom"):
+    if isinstance(choice, dict) and choice.get("type") == "custom":
         raise unsupported("Unsupported value: 'tool_choice.type'; name a function.", "tool_choice")
     raise invalid(
         "Invalid value for 'tool_choice': supported values are 'none', 'auto', 'required' and a named function.",

@@ -20,7 +20,7 @@ from pelton.server.openai.chat import Chat, Readers, check, planned
 from pelton.server.openai.decoding import ask as as_ask
 from pelton.server.openai.decoding import unknown_field
 from pelton.server.openai.endpoint import find, language_of
-from pelton.server.openai.errors import ApiError, invalid, unsupported
+from pelton.server.openai.errors import ApiError, invalid, missing, unsupported
 from pelton.server.openai.output_form import Form
 from pelton.server.openai.plan import Plan
 from pelton.server.openai.response_items import Output, items_of, messages_of, tool_of
@@ -103,7 +103,7 @@ class ResponseRoute:
         _check(ask, ignored)
         form = _form(ask)
         before = self._before(ask, caller)
-        new = items_of(ask.input, lambda name: self._store.item(name, caller.tenant))
+        new = items_of([] if ask.input is None else ask.input, lambda name: self._store.item(name, caller.tenant))
         told = [{"role": "system", "content": ask.instructions}] if ask.instructions else []
         told += messages_of([*before, *new])
         alike = len(told) == len(new)  # messages are at the places of the items
@@ -130,7 +130,6 @@ class ResponseRoute:
                 "an hour, unless 'store' is false.",
                 "previous_response_id",
                 "previous_response_not_found",
-                404,
             )
         return list(kept.items)
 
@@ -317,8 +316,12 @@ def _check(ask: ResponseAsk, ignored: list[str]) -> None:
         raise unsupported(
             "Unsupported parameter: 'background'. Answers are made while their caller waits.", "background"
         )
-    if ask.truncation != "disabled":
-        raise unsupported("Unsupported value: 'truncation'. Nothing is ever cut; leave it out.", "truncation")
+    if ask.input is None and ask.previous_response_id is None:
+        raise ApiError(
+            "Missing required parameter: 'input'. One of 'input' and 'previous_response_id' is needed.",
+            "input",
+            "missing_required_parameter",
+        )
     if ask.reasoning.get("effort") not in (None, "none"):
         raise unsupported(
             "Unsupported parameter: 'reasoning.effort'. What a template takes goes into 'chat_template_kwargs'.",
@@ -330,7 +333,9 @@ def _check(ask: ResponseAsk, ignored: list[str]) -> None:
         if name != "include_obfuscation":
             raise unknown_field(name, ("include_obfuscation",), "stream_options")
         ignored.append("stream_options.include_obfuscation")
-    ignored.extend(f"include.{name[:60]}" for name in ask.include if name != LOGPROBS)
+    ignored.extend(f"include.{name}" for name in ask.include if name != LOGPROBS)
+    if ask.truncation == "auto":
+        ignored.append("truncation")  # what does not fit is refused all the same
     if ask.reasoning.get("summary") or ask.reasoning.get("generate_summary"):
         ignored.append("reasoning.summary")
 
@@ -349,6 +354,8 @@ def _form(ask: ResponseAsk) -> Form:
     if not isinstance(given, dict):
         raise invalid("Invalid type for 'text.format': expected an object.", "text.format", "invalid_type")
     if given.get("type") == "json_schema":
+        if given.get("schema") is None:
+            raise missing("text.format.schema")
         return output_form.schema_form(given, "text.format")
     return output_form.form_of(given, "text.format")
 
@@ -369,13 +376,20 @@ def _as_chat(ask: ResponseAsk, told: list[Json]) -> ChatAsk:
 def _renamed(error: ApiError, alike: bool) -> ApiError:
     """An error that names a field of chat, with the field's name here."""
     param = error.param or ""
+    if param.startswith("tools[") and ".function" in param:  # tools are flat here
+        return _told_as(error, param.replace(".function", "", 1))
     for old, new in RENAMED.items():
         if param == old or param.startswith((old + ".", old + "[")):
             renamed = new if old == "messages" and not alike else new + param[len(old) :]
-            made = ApiError(str(error).replace(param, renamed), renamed, error.code, error.status, error.kind)
-            made.headers = error.headers
-            return made
+            return _told_as(error, renamed)
     return error
+
+
+def _told_as(error: ApiError, param: str) -> ApiError:
+    """The same error of another field."""
+    made = ApiError(str(error).replace(error.param or "", param), param, error.code, error.status, error.kind)
+    made.headers = error.headers
+    return made
 
 
 def _format(form: Form) -> Json:

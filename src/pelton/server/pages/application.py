@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from pelton.engine import Served
 from pelton.errors import NotFound, PeltonError, Unsupported
+from pelton.server.openai import cors, strays
 from pelton.server.openai.routes import routes as openai_routes
 from pelton.server.pages import admin, examples
 from pelton.server.pages.answers import JSON, answer, failure, plain_failure
@@ -83,7 +84,8 @@ def make_app(site: Site) -> App:
         exception_handlers={PeltonError: _own, HTTPException: _http, Exception: _fault},
     )
     app.router.redirect_slashes = False  # a client that asks for another path gets an error it can read
-    return app
+    origins = cors.origins_of(site.settings.cors_origins)
+    return cors.Cors(app, origins) if origins else app
 
 
 class Pages:
@@ -170,6 +172,10 @@ async def _http(request: Request, error: Exception) -> Response:
     """Starlette's own: no such route, or another method."""
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
+    if error.status_code in (404, 405):
+        stray = strays.refusal(request, error.status_code, error.headers or {})
+        if stray is not None:
+            return stray
     if error.status_code == 404:
         return plain_failure(404, f"there is nothing at {path!r}; {WHERE}")
     if error.status_code == 405:
