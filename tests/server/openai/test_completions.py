@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from echo_api import Api
+
+from pelton.server.openai.completions import likeliest
 
 
 def test_a_text_is_continued(api: Api):
@@ -103,8 +106,21 @@ def test_a_base_model_completes(api: Api):
     assert told["choices"][0]["text"] == "abc"
 
 
-def test_best_of_the_same_number_is_taken(api: Api):
+def test_best_of_more_tells_n_of_them_and_counts_them_all(api: Api):
     assert len(api.complete("abc", n=2, best_of=2, max_tokens=1).json["choices"]) == 2
+    told = api.complete(["abc", "d"], n=1, best_of=3, max_tokens=2, echo=True, temperature=0).json
+    assert [(choice["index"], choice["text"]) for choice in told["choices"]] == [(0, "abcab"), (1, "ddd")]
+    assert [choice["logprobs"] for choice in told["choices"]] == [None, None]
+    assert told["usage"]["completion_tokens"] == 2 * 3 * 2
+
+
+def test_the_best_are_those_whose_tokens_are_likeliest_on_average():
+    def logged(*values: float) -> Any:
+        return [SimpleNamespace(logprobs=SimpleNamespace(chosen=value)) for value in values]
+
+    choices: Any = [SimpleNamespace(index=index) for index in range(4)]
+    told = {0: logged(-1.0, -1.0, -1.0), 1: logged(-2.0), 2: logged(-3.0), 3: logged(-0.5)}
+    assert [choice.index for choice in likeliest(choices, told, 2, 1)] == [0, 3]
 
 
 def test_triton_generates(api: Api):

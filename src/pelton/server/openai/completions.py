@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,7 +188,7 @@ def _whole(completion: Completion, run: Run, whole: Whole) -> Response:
         "model": completion.ask.model,
         "choices": [
             {"index": index, **_choice(completion, choice, whole)}
-            for index, choice in enumerate(_best(run.choices, completion, whole))
+            for index, choice in enumerate(likeliest(run.choices, whole.logged, completion.runs, completion.ask.n))
         ],
         "usage": _usage(completion, run),
         "system_fingerprint": receipts.fingerprint(run.served),
@@ -205,15 +205,14 @@ def _usage(completion: Completion, run: Run) -> Json:
     return usage
 
 
-def _best(choices: list[Choice], completion: Completion, whole: Whole) -> list[Choice]:
-    """The `n` choices of each prompt whose tokens are likeliest on average."""
-    runs, n = completion.runs, completion.ask.n
+def likeliest(choices: Sequence[Choice], logged: Mapping[int, Sequence[Logged]], runs: int, n: int) -> Sequence[Choice]:
+    """Of each `runs` choices in a row the `n` whose tokens are likeliest on average."""
     if runs == n:
         return choices
 
     def likelihood(choice: Choice) -> float:
-        logged = whole.logged.get(choice.index, ())
-        return sum(one.logprobs.chosen for one in logged) / max(1, len(logged))
+        tokens = logged.get(choice.index, ())
+        return sum(one.logprobs.chosen for one in tokens) / max(1, len(tokens))
 
     groups = (choices[first : first + runs] for first in range(0, len(choices), runs))
     return [choice for group in groups for choice in sorted(group, key=likelihood, reverse=True)[:n]]
