@@ -29,6 +29,7 @@ from host import NAME, Host, serving
 
 STUCK_S = 120.0  # a stream that is read and says nothing for so long
 SETTLE_S = 10.0  # from the last stream to metrics at zero
+FILL, FILLER = 1.25, 512  # times its tokens that the KV memory is filled with; tokens of a prompt that does
 FRESH = 7  # calls before and after, of which the median counts
 SLOWER, SLACK_S = 1.5, 0.1
 FILES = 4  # more than before
@@ -81,8 +82,9 @@ while True:
 class Soak:
     """What was done, and what went wrong."""
 
-    def __init__(self, host: Host, cancels: int, kills: int, seed: int) -> None:
+    def __init__(self, host: Host, cancels: int, kills: int, seed: int, seconds: float) -> None:
         self.host = host
+        self._end = time.monotonic() + seconds
         self.cancels, self.kills = cancels, kills
         self.random = random.Random(seed)
         self.left = self.killed = self.answered = self.refused = 0
@@ -93,7 +95,7 @@ class Soak:
     # ---- clients that leave
 
     async def caller(self) -> None:
-        while self.left < self.cancels or self.killed < self.kills:
+        while (self.left < self.cancels or self.killed < self.kills) and time.monotonic() < self._end:
             try:
                 async with asyncio.timeout(STUCK_S):
                     await self.one()
@@ -165,7 +167,7 @@ class Soak:
     # ---- clients that are killed
 
     async def killer(self) -> None:
-        while self.killed < self.kills:
+        while self.killed < self.kills and time.monotonic() < self._end:
             seed = self.random.randrange(1 << 30)
             child = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", "-c", HOLDER, str(self.host.port), "3", str(seed), NAME,
@@ -193,8 +195,11 @@ class Soak:
     def watch(self) -> None:
         """Memory, after each tenth of what is to be done."""
         done = (min(self.left, self.cancels) + min(self.killed, self.kills)) / (self.cancels + self.kills)
-        if done * 10 < len(self.moments) + 1:
-            return
+        if done * 10 >= len(self.moments) + 1:
+            self.look()
+
+    def look(self) -> None:
+        """Notes what memory all processes have now."""
         sizes: dict[str, float] = {}
         for one in self.host.memory():
             sizes[f"{one.role} {one.pid}"] = round(one.shared_out, 1)
@@ -218,6 +223,20 @@ class Soak:
 
     async def run(self, callers: int, killers: int) -> None:
         await asyncio.gather(*(self.caller() for _ in range(callers)), *(self.killer() for _ in range(killers)))
+
+
+def fill(host: Host, tokens: int) -> None:
+    """Prompts that are all different, until every part of the KV memory was written once: it is kept for later prompts,
+    so memory grows until then."""
+    for number in range(int(FILL * tokens) // FILLER + 1):
+        body = {
+            "model": NAME,
+            "prompt": [1000 + (7 * number + 31 * place) % 40000 for place in range(FILLER)],
+            "max_tokens": 1,
+        }
+        status, answer = host.ask("POST", "/v1/completions", body, timeout=STUCK_S)
+        if status != 200:
+            sys.exit(f"a call that fills the memory was answered {status}: {answer[:300]!r}")
 
 
 def fresh(host: Host) -> float:
@@ -244,6 +263,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--option", action="append", default=[], help="of `pelton add`, as NAME=VALUE")
+    parser.add_argument("--kv-tokens", type=int, default=4096, help="size of the KV memory, which is filled first")
     parser.add_argument("--cancels", type=int, default=500)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--callers", type=int, default=12)
@@ -251,17 +271,23 @@ def main() -> int:
     parser.add_argument("--growth-mb", type=float, default=16.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="then it ends, with what was done by then")
     args = parser.parse_args()
-    options = [f"engine={args.engine}", *args.option]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the server ends as well
+    options = [f"engine={args.engine}", f"kv_tokens={args.kv_tokens}", *args.option]
     with serving(args.model, *options, arguments=("--workers", str(args.workers))) as host:
+        fill(host, args.kv_tokens)
         before, files = fresh(host), host.files()
-        soak = Soak(host, args.cancels, args.kills, args.seed)
+        soak = Soak(host, args.cancels, args.kills, args.seed, args.seconds)
         asyncio.run(soak.run(args.callers, args.killers))
         left = soak.settled()
+        soak.look()
         after, files = fresh(host), host.files() - files
         metrics = host.metrics()
         log = host.log.read_text()
     problems = soak.failures[:20]
+    if len(soak.moments) < 2:
+        problems.append("nothing can be said of memory: not even a tenth was done")
     if left:
         problems.append(f"not back at zero after {SETTLE_S:g} s: {left}")
     if files > FILES:

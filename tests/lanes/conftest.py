@@ -72,7 +72,8 @@ class ChainEngine(EchoEngine):
 class InProcess:
     """A `LanguageEngine` on the loop: a step, then its report `seconds` later. `kill` and `revive` are those of a process."""
 
-    pid = 0
+    pids: tuple[int, ...] = ()
+    restarts = 0
 
     def __init__(self, facts: Facts, seconds: float = 0.0, prefill_tokens: int = 2048) -> None:
         self.facts = facts
@@ -121,6 +122,7 @@ class InProcess:
 
     def kill(self, reason: str = "killed by signal 9") -> None:
         self.dead = True
+        self.restarts += 1
         self._new()
         self.listener.lost(reason)
 

@@ -61,7 +61,8 @@ class Loop:
 class Engine:
     """A `LanguageEngine` that takes requests as they come. `speed`: how much faster than the machine above."""
 
-    pid = 0
+    pids: tuple[int, ...] = ()
+    restarts = 0
 
     def __init__(self, loop: Loop, streams: int, speed: float = 1.0) -> None:
         self.loop, self.speed = loop, speed

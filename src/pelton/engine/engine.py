@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from pelton.engine.account import error_kind, record_of, record_of_stream, records_of
 from pelton.engine.generation import Generation
@@ -37,6 +38,7 @@ from pelton.transforms import Prepared
 from pelton.types import QUEUED, RUNNING, SETTLED, Batch, Call, Outcome
 
 if TYPE_CHECKING:
+    from pelton.engine.lane import Lane
     from pelton.replicas.language import LanguageReplica
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class Engine:
         self._preparation = Preparation(loop, max(2, executor.slots), clock)
         self._pieces: dict[int, Pieces] = {}  # by id of the whole call
         self._idle: asyncio.Future[None] | None = None
+        self._lanes: WeakSet[Lane] = WeakSet()  # also of versions that nobody finds any more
 
     def serve(self, replica: Replica, latency: LatencyModel, current: bool = True) -> Served:
         """From now on `replica` answers for its name, or, not `current`, for callers that name its version.
@@ -92,6 +95,7 @@ class Engine:
         bounds = Bounds.of(replica.package.manifest.slo)
         close = partial(self._close_stream, replica)
         lane = Lane(replica.name, replica.engine, bounds, self._loop, self.clock, close)
+        self._lanes.add(lane)
         prompts = Prompts(replica, lane, partial(self._settle, replica), self.clock)
         served = Served(replica, prompts, bounds.target)
         served.varies = True
@@ -201,6 +205,11 @@ class Engine:
         self.ledger.append(record)
         if self.ledger.full():
             self.ledger.fold()
+
+    def give_up(self) -> None:
+        """The process ends and waits no longer: generations that wait or run end with an error."""
+        for lane in list(self._lanes):
+            lane.give_up(Draining("this server is stopping, the rest of this answer will not come; ask another one"))
 
     async def idle(self) -> None:
         """Returns when no call is in flight."""

@@ -51,7 +51,6 @@ class Lane:
         self.speed = TokenSpeed(facts.speed.prefill, facts.speed.decode)
         self.queue: FairQueue[Stream] = FairQueue()
         self.busy_seconds = 0.0  # of all steps
-        self.restarts = 0
         self._engine = engine
         self.loop = loop
         self._clock = clock
@@ -82,9 +81,9 @@ class Lane:
         return sum([stream.size for stream in self.queue])
 
     @property
-    def pid(self) -> int:
-        """Of the engine's process; 0: there is none."""
-        return self._engine.pid
+    def restarts(self) -> int:
+        """How often a process of the engine has ended by itself."""
+        return self._engine.restarts
 
     @property
     def kv_used(self) -> float:
@@ -127,6 +126,15 @@ class Lane:
             self._drained = self.loop.create_future()
             await self._drained
         self.away = self.away or "this version was replaced or unloaded; try again"
+
+    def give_up(self, error: PeltonError) -> None:
+        """Ends all that waits and runs with `error`; from then on nothing is taken."""
+        now = self._clock()
+        self.away = str(error)
+        for stream in list(self._streams.values()):
+            if not stream.ended:
+                self._end(stream, error, now)
+                self._let_go(stream)
 
     # ---- admission
 
@@ -305,7 +313,6 @@ class Lane:
         """The engine's process ended with all that it had. What waits, waits on."""
         now = self._clock()
         self.away = f"the engine ended ({reason}) and is started again"
-        self.restarts += 1
         log.error("model %s: %s; %d generations fail", self.name, self.away, len(self._sent))
         gone, self._sent = list(self._sent.values()), {}
         for stream in gone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import select
@@ -14,6 +15,7 @@ from typing import IO, Final
 
 LINE_LIMIT: Final = 8192
 LAST_LINES: Final = 20
+PARENT_DEATH_SIGNAL: Final = 1  # of linux/prctl.h
 
 
 class LogPipe:
@@ -91,6 +93,14 @@ def die_first() -> None:
     """Where the machine runs out of memory, Linux shall end this process before the server."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")
+
+
+def die_with_server() -> None:
+    """Linux kills this process when the thread that started it ends, so that thread must live as long as this process
+    may. It needs no interpreter lock, which native code may hold for as long as it hangs."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def end_with_server(channel: int) -> None:

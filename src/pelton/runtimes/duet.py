@@ -90,8 +90,12 @@ class Duet:
         return together(self._solo.engine.facts, self._many.engine.facts, self._crowd, self._why)
 
     @property
-    def pid(self) -> int:
-        return self._many.engine.pid or self._solo.engine.pid
+    def pids(self) -> tuple[int, ...]:
+        return (*self._solo.engine.pids, *self._many.engine.pids)
+
+    @property
+    def restarts(self) -> int:
+        return self._solo.engine.restarts + self._many.engine.restarts
 
     def attach(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
         if self._loop is not None:

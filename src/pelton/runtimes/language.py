@@ -79,8 +79,12 @@ class LanguageEngine(Protocol):
     def facts(self) -> Facts: ...
 
     @property
-    def pid(self) -> int:
-        """Of the engine's process; 0 while there is none."""
+    def pids(self) -> tuple[int, ...]:
+        """Of the engine's processes that are up."""
+
+    @property
+    def restarts(self) -> int:
+        """How often a process of it has ended by itself since it was loaded."""
 
     def attach(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None: ...
 

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from pelton.errors import ModelFailed, PackageInvalid
-from pelton.runtimes.child_process import die_first, end_with_server, print_line_by_line
+from pelton.runtimes.child_process import die_first, die_with_server, end_with_server, print_line_by_line
 from pelton.runtimes.python_class import UserClass, UserFailed, UserModel, failure, load_class
 from pelton.runtimes.python_wire import ANSWER, CALL, FAILED, READY, START, Broken, Channel, Header, pack, unpack
 from pelton.types import Array
@@ -28,6 +28,7 @@ from pelton.types import Array
 def main(arguments: list[str]) -> int:
     print_line_by_line()
     die_first()
+    die_with_server()
     faulthandler.enable()  # a crash in native code shows in the log where the user's code was
     channel = Channel(socket.socket(fileno=int(arguments[0])), views=True)
     signal.signal(signal.SIGTERM, _Patience(channel))

@@ -20,6 +20,7 @@ from pelton.packages import Package
 from pelton.registry import Registry
 from pelton.replicas import Replica
 from pelton.replicas.language import LanguageReplica
+from pelton.replicas.room import check_room
 from pelton.runtimes.contract import RuntimeOptions
 from pelton.runtimes.language import RUNTIME as LANGUAGE_RUNTIME
 from pelton.scheduling import LatencyModel
@@ -140,8 +141,9 @@ class Fleet:
 
     async def _staged(self, package: Package, word: str) -> Served:
         begin = time.perf_counter()
-        replica, verifying = await self._loop.run_in_executor(self._pool, self._read, package)
         directory, name = self._engine.directory, package.name
+        serving = directory.current().get(name)
+        replica, verifying = await self._loop.run_in_executor(self._pool, self._read, package, serving)
         if isinstance(replica, LanguageReplica):
             served = await self._language(replica)
             same = [one for one in directory.versions(name) if one.version == package.version]
@@ -160,8 +162,10 @@ class Fleet:
         )  # fmt: skip
         return served
 
-    def _read(self, package: Package) -> tuple[Replica, float]:
-        """In a thread: a replica, and the seconds that comparing its files took."""
+    def _read(self, package: Package, serving: Served | None) -> tuple[Replica, float]:
+        """In a thread: a replica, and the seconds that comparing its files took. `serving`: what it is loaded beside."""
+        if serving is not None and isinstance(serving.replica, LanguageReplica):
+            check_room(package, serving.replica)
         begin = time.perf_counter()
         self._verify(package)
         verifying = time.perf_counter() - begin

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 4.0  # for giving models back at the end
+LAST_SECONDS: Final = 0.5  # for telling callers that their answers will not come
 POLL_SECONDS: Final = 0.01
 MEGABYTE: Final = 1024 * 1024
 
@@ -149,11 +150,21 @@ class Server:
             left = max(self.engine.in_flight, len(self._connections))
             log.error("%d calls were not answered within %.0f s", left, self._settings.stop_timeout)
             code = 1
+            await self._last_words(alone=last is None)
         loading = self.following is not None and self.following.converger.busy()
         self.stuck = bool(code) or loading or not (self._loading and self._loading.done())
         if not self.stuck:
             await self._close()
         return code
+
+    async def _last_words(self, alone: bool) -> None:
+        """Streams are told that their rest will not come. Not `alone`: siblings hand them on, whenever that is."""
+        self.engine.give_up()
+        end = self.clock() + LAST_SECONDS
+        while self.clock() < end and (self._connections or not alone):
+            for connection in list(self._connections):
+                connection.finish()
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _connections_closed(self) -> None:
         """A connection closes when the answer in progress is written; one without a request closes now."""

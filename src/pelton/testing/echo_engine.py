@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
+import resource
 import signal
 import time
 from collections import OrderedDict, deque
@@ -36,14 +38,16 @@ from pelton.runtimes.step_engine import (
 
 BLOCK = 16  # tokens; prompts share whole blocks
 CACHED_BLOCKS = 65536
+MEMORY = 1 << 32  # bytes of address space: more than a process needs, less than it asks for then
 FORCED = 50.0  # a bias of this much or more decides; as much below zero forbids
 
 
 class EchoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`seconds`: of each step, really slept, plus `token_seconds` for each position computed. `prefill_tokens`: of a step,
     shared by all prompts. A prompt with one of the tokens `..._token` in it makes its first step raise, end the process
-    (exit code 3), kill it (SIGKILL), or hang for ever. `load_seconds`: before
-    it is ready. `load_error`: what loading raises.
+    (exit code 3), kill it (SIGKILL), hang for ever, hang without ever giving the interpreter's lock back, or use up all
+    memory that it may have (a limit of `MEMORY` is set first). `load_seconds`: before it is ready. `load_error`: what
+    loading raises.
     """
 
     seconds: float = 0.0
@@ -54,6 +58,8 @@ class EchoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exit_token: int = -1
     kill_token: int = -1
     hang_token: int = -1
+    seize_token: int = -1
+    memory_token: int = -1
     refuse_token: int = -1  # `add` raises ValueError
     load_seconds: float = 0.0
     load_error: str = ""
@@ -232,6 +238,11 @@ class EchoEngine:
         if options.hang_token in prompt:
             while True:
                 self._sleep(3600.0)
+        if options.seize_token in prompt:
+            re.match("(a+)+$", "a" * 64 + "b")  # takes 2^64 steps
+        if options.memory_token in prompt:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            self._blocks[0] = bytearray(2 * MEMORY)  # type: ignore[assignment]
 
 
 def _complete(grammar: Grammar | None) -> bool:

@@ -49,9 +49,12 @@ class LocalEngine:
         return self._facts
 
     @property
-    def pid(self) -> int:
-        """Of no process: the number of its life."""
-        return self.lives if self._engine is not None else 0
+    def pids(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def restarts(self) -> int:
+        return self.lives - 1
 
     def attach(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
         self._loop, self._listener = loop, listener

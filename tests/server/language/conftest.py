@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "openai"))  # echo_api and echo_model live there
+sys.path.insert(0, str(Path(__file__).parent))  # for engine_room, which the tests share
 
 from echo_api import serving, until
 

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-import msgspec
 import pytest
 from echo_model import add
+from engine_room import children, metric, second_version
 
 from pelton.control import Control
-from pelton.packages import load as load_package
-from pelton.packages import save
 from pelton.registry import Registry
-from pelton.types import ModelRef
-
-
-def metric(api, name: str, **labels: str) -> float:
-    """The sum of a series over all labels that are not given."""
-    total, found = 0.0, False
-    for line in api.get("/metrics").body.decode().splitlines():
-        match = re.fullmatch(rf"{name}(?:{{(.*)}})? (\S+)", line)
-        if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
-            total, found = total + float(match[2]), True
-    assert found, name
-    return total
-
-
-def children(pid: int) -> list[int]:
-    """Processes that `pid` has started."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def test_a_row_of_text_goes_through_every_protocol_and_is_recorded(tmp_path, serving, until):
@@ -108,15 +81,6 @@ def test_an_engine_that_is_killed_fails_what_ran_and_comes_back_by_itself(tmp_pa
         assert children(api.pid) != [engine]
     log = (tmp_path / "server.log").read_text()
     assert "is started again" in log
-
-
-def second_version(home: Path, name: str) -> str:
-    """The same model with another description: another version."""
-    registry = Registry(home)
-    folder = home / "another" / name
-    shutil.copytree(registry.resolve(ModelRef(name)).folder, folder)
-    save(msgspec.structs.replace(load_package(folder).manifest, description="another"), folder)
-    return registry.add(folder)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

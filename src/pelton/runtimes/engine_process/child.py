@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from pelton.errors import ExtraMissing, ModelFailed, PeltonError
-from pelton.runtimes.child_process import die_first, end_with_server, print_line_by_line
+from pelton.runtimes.child_process import die_first, die_with_server, end_with_server, print_line_by_line
 from pelton.runtimes.engine_process import wire
 from pelton.runtimes.engine_process.order import Built, EngineOrder
 from pelton.runtimes.language import ENGINES, Order
@@ -159,6 +159,7 @@ class Host:
 def main(arguments: list[str]) -> int:
     print_line_by_line()
     die_first()
+    die_with_server()
     faulthandler.enable()
     os.nice(NICE)
     channel = socket.socket(fileno=int(arguments[0]))

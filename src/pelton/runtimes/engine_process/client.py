@@ -156,6 +156,7 @@ class EngineProcess:
         self._reason = ""
         self._why = ""
         self._closing = False
+        self.restarts = 0
         self._keeper = threading.Thread(target=self._keep, name=f"pelton-{order.model}-keeper", daemon=True)
         self._keeper.start()
         with self._state:
@@ -173,8 +174,13 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
+        """Of its process; 0 while there is none."""
         process = self._process
         return process.pid if process is not None and self._up else 0
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.pid,) if self.pid else ()
 
     def explain(self, why: str) -> None:
         """Why this engine was chosen, instead of what it says of itself. Before it is attached."""
@@ -309,6 +315,8 @@ class EngineProcess:
                 self._up, self._process = False, None
                 self._reason = process.reason
                 attached = self._loop is not None
+                if self._facts is not None and not self._closing:
+                    self.restarts += 1
         if trouble is not None:
             process.channel.close()
             self._failed(ModelFailed(f"{trouble}: {process.reason}") if isinstance(trouble, Died) else trouble)

@@ -41,6 +41,7 @@ class Process:
         self._reaping = threading.Lock()
         self.exited = threading.Event()
         self.reason = ""  # how it ended, in words, once `exited` is set
+        self._sentence = ""  # why it was ended here
         self.channel, theirs = socket.socketpair()
         module = "pelton.runtimes.engine_process.child"
         try:
@@ -101,6 +102,8 @@ class Process:
             if time.monotonic() >= ask:
                 ask = time.monotonic() + seconds
                 if stalled():
+                    limit = self._order.options.stall_seconds
+                    self._sentence = f"it gave no sign of life for {limit:g} s and was killed (option stall_seconds)"
                     LOG.error("[%s] process %d gives no sign of life: it is ended", self._order.model, self.pid)
                     self.kill()
 
@@ -115,7 +118,9 @@ class Process:
             os.close(self._handle)
         self._log.rest()
         lines = [line for line in self._log.last if line.strip()][-LINES_SHOWN:]
-        self.reason = f"its engine's process ended: {fate(code)}" + ("".join(f"; {line}" for line in lines))
+        self.reason = f"its engine's process ended: {self._sentence or fate(code)}" + (
+            "".join(f"; {line}" for line in lines)
+        )
         self.exited.set()
 
     def kill(self) -> None:
