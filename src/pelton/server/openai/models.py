@@ -96,4 +96,3 @@ class Models:
         if embedding.of(served.replica.package) is not None:
             return "embedding"
         return "speech" if sound_of(served) is not None else "model"
-
