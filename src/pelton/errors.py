@@ -8,6 +8,7 @@ PeltonError
 ├── Refused             nothing wrong with the call, it cannot be taken now; says when to try again
 │   ├── Overloaded      the model's queue would make it late
 │   ├── NotReady        the model is loading, failed to load, or was unloaded
+│   │   └── NoRoom      ... and memory is missing beside what is loaded
 │   └── Draining        the process is about to stop
 ├── DeadlineExceeded    the caller's own deadline passed
 ├── Cancelled           the caller left; nobody reads this
@@ -70,6 +71,10 @@ class NotReady(Refused):
     """The model is not in a state to answer."""
 
     reason = "not_ready"
+
+
+class NoRoom(NotReady):
+    """A model has no memory beside those that are loaded."""
 
 
 class Draining(Refused):

@@ -44,7 +44,7 @@ class Fleet:
         self._settings = settings
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="pelton-load")
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], Served] = {}  # what is drained and given back
         self._verified: dict[str, object] = {}  # version -> marks of its files when they were read and compared
         self._verifying = threading.Lock()
 
@@ -110,7 +110,7 @@ class Fleet:
 
     def releasing(self) -> bool:
         """Whether a version is still being drained or given back."""
-        return bool(self._tasks)
+        return bool(self._leaving)
 
     # ---- loading
 
@@ -142,8 +142,7 @@ class Fleet:
     async def _staged(self, package: Package, word: str) -> Served:
         begin = time.perf_counter()
         directory, name = self._engine.directory, package.name
-        serving = directory.current().get(name)
-        replica, verifying = await self._loop.run_in_executor(self._pool, self._read, package, serving)
+        replica, verifying = await self._loop.run_in_executor(self._pool, self._read, package, self._beside(name))
         if isinstance(replica, LanguageReplica):
             served = await self._language(replica)
             same = [one for one in directory.versions(name) if one.version == package.version]
@@ -162,10 +161,16 @@ class Fleet:
         )  # fmt: skip
         return served
 
-    def _read(self, package: Package, serving: Served | None) -> tuple[Replica, float]:
-        """In a thread: a replica, and the seconds that comparing its files took. `serving`: what it is loaded beside."""
-        if serving is not None and isinstance(serving.replica, LanguageReplica):
-            check_room(package, serving.replica)
+    def _beside(self, name: str) -> list[LanguageReplica]:
+        """The versions of a language model that are in memory, the one that serves first."""
+        directory = self._engine.directory
+        leaving = [served for served in self._leaving.values() if served.name == name]
+        found = [*filter(None, [directory.current().get(name)]), *directory.versions(name), *leaving]
+        return [served.replica for served in found if isinstance(served.replica, LanguageReplica)]
+
+    def _read(self, package: Package, beside: Sequence[LanguageReplica]) -> tuple[Replica, float]:
+        """In a thread: a replica, and the seconds that comparing its files took."""
+        check_room(package, beside)
         begin = time.perf_counter()
         self._verify(package)
         verifying = time.perf_counter() - begin
@@ -198,8 +203,8 @@ class Fleet:
 
     def _release_later(self, served: Served) -> None:
         task = self._loop.create_task(self._release(served))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._leaving[task] = served
+        task.add_done_callback(self._leaving.pop)
 
     async def _release(self, served: Served) -> None:
         served.let_go()

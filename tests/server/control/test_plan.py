@@ -141,6 +141,19 @@ def test_a_failed_version_is_tried_again_when_the_revision_changes_or_later_and_
     assert (pauses[0], pauses[-1]) == (5.0, 600.0)
 
 
+def test_a_version_that_is_only_kept_makes_room_for_one_that_has_none() -> None:
+    short = replace(failed(), short=True)
+    kept = Present("b", {"b": READY, "a": READY, "c": short}, warm={"a": 105.0})
+    wanted = deployed("b", previous="a", candidate="c", weight=0.1)
+    assert plan(wanted, kept, 1.0, KEEP) == [Release("a")]
+    undeployed = Present("", {"a": READY, "c": short}, warm={"a": 105.0})
+    assert plan(deployed("c", previous="a"), undeployed, 1.0, KEEP) == [Release("a")]
+    for reason in (failed(), Load("loading", 7)):
+        assert plan(wanted, replace(kept, loads={**kept.loads, "c": reason}), 1.0, KEEP) == []
+    serves = Present("a", {"a": READY, "c": short})
+    assert plan(deployed("c", previous="a"), serves, 1.0, KEEP) == []
+
+
 def test_a_candidate_gets_calls_once_it_is_loaded() -> None:
     wanted = deployed("a", candidate="b", weight=0.1, slow_ms=20.0)
     assert plan(wanted, serving("a", converged=6), 0.0, KEEP) == [Begin("b", 7)]

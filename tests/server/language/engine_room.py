@@ -41,7 +41,7 @@ def children(pid: int) -> list[int]:
 def second_version(home: Path, name: str, weights: bytes = b"none") -> str:
     """The same model with another description: another version."""
     registry = Registry(home)
-    folder = home / "another" / name
+    folder = home / "another" / f"{name}-{len(list(home.glob('another/*')))}"
     shutil.copytree(registry.resolve(ModelRef(name)).folder, folder)
     (folder / "weights.none").write_bytes(weights)
     save(msgspec.structs.replace(load_package(folder).manifest, description="another"), folder)

@@ -261,9 +261,18 @@ def test_a_candidate_gets_its_share_of_streams_and_finishes_them_when_it_is_take
         assert answering(api) == first[:12]
 
 
+def grown(home: Path, version: str, to: int) -> Path:
+    """The stored weights of a version, made `to` bytes long without taking any of the disk."""
+    file = Registry(home).artifacts.folder(version) / "weights.none"
+    file.chmod(0o644)
+    os.truncate(file, to)
+    return file
+
+
 def test_a_version_that_has_no_memory_beside_the_one_that_serves_is_refused_in_words(tmp_path, serving, until):
     first = add(tmp_path, "chat", chat=False)
-    second = second_version(tmp_path, "chat", b"x" * 10_000_000)  # two million times the weights of the first
+    second = second_version(tmp_path, "chat")
+    grown(tmp_path, second, 2**40)
     registry = Registry(tmp_path)
     control = Control(registry.store, registry)
     control.deploy(f"chat:{first}")
@@ -273,6 +282,22 @@ def test_a_version_that_has_no_memory_beside_the_one_that_serves_is_refused_in_w
         assert re.search(r"would need about [\d.]+ GB of memory, [\d.]+ GB can be had: it is not loaded beside", told)
         assert answering(api) == first[:12]
         assert api.get("/v2/health/ready").status == 200
+
+
+def test_a_version_that_only_waits_for_a_rollback_makes_room(tmp_path, serving, until):
+    first = add(tmp_path, "chat", chat=False)
+    second, third = second_version(tmp_path, "chat"), second_version(tmp_path, "chat", b"more")
+    registry = Registry(tmp_path)
+    control = Control(registry.store, registry)
+    control.deploy(f"chat:{first}")
+    with serving(tmp_path) as api:
+        control.deploy(f"chat:{second}")
+        until(lambda: answering(api) == second[:12], "the second answers")
+        assert len(children(api.pid)) == 2  # the first is kept warm
+        grown(tmp_path, third, 2**40)
+        control.start_rollout(f"chat:{third}", steps=(0.5, 1.0), limits=Limits(min_calls=10**6))
+        until(lambda: len(children(api.pid)) == 1, "the first is given back")
+        assert answering(api) == second[:12]
 
 
 def answering(api: Api) -> str | None:

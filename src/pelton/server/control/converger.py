@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pelton.deployments import Deployment
 from pelton.engine import Engine, Served
-from pelton.errors import Disagrees, NotFound, NotReady, PeltonError
+from pelton.errors import Disagrees, NoRoom, NotFound, NotReady, PeltonError
 from pelton.server.control import plan as planning
 from pelton.server.control.evidence import Evidence
 from pelton.server.control.plan import Action, Load, Present, Scope
@@ -205,8 +205,8 @@ class Converger:
             failures = action.failures + 1
             again = planning.retry_after(failures)
             log.error("model %s:%s cannot be served: %s (again in %.0f s)", name, version[:12], reason, again)
-            why, wrong = f"it failed to load: {reason}", isinstance(error, Disagrees)
-            load = Load("failed", action.revision, self._engine.clock(), failures, why, wrong)
+            why, wrong, short = f"it failed to load: {reason}", isinstance(error, Disagrees), isinstance(error, NoRoom)
+            load = Load("failed", action.revision, self._engine.clock(), failures, why, wrong, short)
         self._note(name, {**self.present(name).loads, version: load})
         self.changed()
         self._step(name)

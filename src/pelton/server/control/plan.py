@@ -36,7 +36,8 @@ class Scope(msgspec.Struct, frozen=True):
 
 class Load(msgspec.Struct, frozen=True):
     """How loading a version went. `revision`: that of the deployment which asked for it; `at`: when this was known;
-    `failures`: in a row; `reason`: of the last one; `wrong`: it has answered its golden requests wrongly."""
+    `failures`: in a row; `reason`: of the last one; `wrong`: it has answered its golden requests wrongly; `short`: it
+    had no memory beside the others."""
 
     state: Word
     revision: int = 0
@@ -44,6 +45,7 @@ class Load(msgspec.Struct, frozen=True):
     failures: int = 0
     reason: str = ""
     wrong: bool = False
+    short: bool = False
 
 
 class Sharing(msgspec.Struct, frozen=True):
@@ -151,7 +153,8 @@ def plan(wanted: Deployment, have: Present, now: float, keep_warm: float) -> lis
         serving, sharing, mirroring = wanted.version, None, None
     actions += _attached(wanted, serving, ready, sharing, mirroring)
     kept = {*needed(wanted), serving}
-    if now < warm.get(wanted.previous, 0.0):
+    short = any(load.short for version, load in have.loads.items() if version in kept)  # memory comes before a rollback
+    if now < warm.get(wanted.previous, 0.0) and not short:
         kept.add(wanted.previous)
     actions += [
         Release(version) for version, load in have.loads.items() if version not in kept and load.state != "loading"
