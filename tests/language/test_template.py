@@ -260,7 +260,7 @@ def test_messages_that_cannot_be_shown_are_refused_with_their_place(messages, er
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", "five", '{"city": "Oslo"'])
-def test_arguments_that_a_model_wrote_wrong_are_shown_as_the_text_they_are(arguments):
+def test_arguments_that_a_model_wrote_wrong_are_shown_as_the_text_they_are(arguments, template):
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     shown = template().render([{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}])
     assert json.dumps(arguments) in shown
