@@ -15,6 +15,7 @@ from pelton.runtimes.engine_process.order import Built, EngineOrder
 from pelton.runtimes.language import Facts, Speed
 from pelton.runtimes.lm.blocks import BlockPool
 from pelton.runtimes.lm.scheduler import Limits
+from pelton.runtimes.memory import free_memory
 from pelton.runtimes.openvino.convert import graph_file
 from pelton.runtimes.openvino.engine import OpenVinoEngine
 from pelton.runtimes.openvino.graph import BLOCK, Graph, compile_paged
@@ -133,15 +134,4 @@ def _context(order: EngineOrder) -> int:
 
 
 def _kv_bytes(context_bytes: float) -> float:
-    return min(max(KV_BYTES, 4 * context_bytes), KV_SHARE * _free_memory())
-
-
-def _free_memory() -> float:
-    """Bytes that the machine could still give, as far as it tells."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 16.0 * KV_BYTES
+    return min(max(KV_BYTES, 4 * context_bytes), KV_SHARE * free_memory())

@@ -31,6 +31,7 @@ INPUTS: Final = frozenset(
     }
 )
 BLOCK: Final = 32  # tokens of a KV block: what OpenVINO's attention on CPUs works with
+KEPT: Final = 64  # of what nodes prepare for a shape: enough for the layers of a step to share, and no memory of each shape
 # What may stand between the last product and the result without mixing rows.
 _AFTER_HEAD: Final = frozenset({"Convert", "Add", "Multiply", "Divide", "Tanh", "Reshape", "Transpose"})
 
@@ -90,6 +91,7 @@ def compile_paged(path: Path, threads: int, kv_precision: str) -> Graph:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "KV_CACHE_PRECISION": kv_precision,
+        "CPU_RUNTIME_CACHE_CAPACITY": KEPT,
         # Threads that cannot leave their cores wait there for whoever else runs on them: a server, another engine.
         "ENABLE_CPU_PINNING": False,
     }
