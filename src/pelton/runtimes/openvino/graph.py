@@ -31,7 +31,7 @@ INPUTS: Final = frozenset(
     }
 )
 BLOCK: Final = 32  # tokens of a KV block: what OpenVINO's attention on CPUs works with
-KEPT: Final = 64  # of what nodes prepare for a shape: enough for the layers of a step to share, and no memory of each shape
+KEPT: Final = 64  # of what nodes prepare for a shape: layers of a step share it; a thousand shapes would take too much
 # What may stand between the last product and the result without mixing rows.
 _AFTER_HEAD: Final = frozenset({"Convert", "Add", "Multiply", "Divide", "Tanh", "Reshape", "Transpose"})
 
