@@ -69,6 +69,11 @@ class FakeServer:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self.server.sockets:
+            loop.remove_reader(listener)
+        for _ in range(2):  # turns of the loop: a connection that was accepted becomes a transport, then one of `open`;
+            await asyncio.sleep(0)  # a server that is closed before has no place for it, and nobody closes its socket
         self.server.close()
         for connection in list(self.open):
             connection.transport.abort()
