@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -13,11 +13,7 @@ from typing import Any
 
 import pytest
 
-from pelton.packages import Package
-from pelton.registry import Registry
-from pelton.server.workers.supervisor import FAILED_STARTS, PAUSE_LONGEST, STEADY_SECONDS, Restarts, Supervisor
-from pelton.settings import Settings
-from pelton.types import ModelRef
+from pelton.server.workers.supervisor import FAILED_STARTS, PAUSE_LONGEST, STEADY_SECONDS, Restarts
 
 MIB = 1024 * 1024
 
@@ -228,16 +224,28 @@ def test_a_model_above_the_threshold_is_loaded_once(home: Any) -> None:
     assert server.text().count("model big:") == 1
 
 
-def test_a_worker_that_never_starts_ends_the_server_with_a_message(home: Any, caplog: pytest.LogCaptureFixture) -> None:
+# In a process of its own: a supervisor takes the signals of the process that it runs in.
+HOPELESS = """
+import socket, sys
+from pelton.registry import Registry
+from pelton.server.workers.supervisor import Supervisor
+from pelton.settings import Settings
+from pelton.types import ModelRef
+
+registry = Registry(sys.argv[1])
+worker = (sys.executable, "-c", "raise SystemExit(3)")
+settings = Settings(home=sys.argv[1], workers=2)
+sock = socket.create_server(("127.0.0.1", 0))
+sys.exit(Supervisor(settings, registry, [registry.resolve(ModelRef("twice"))], sock, worker).run())
+"""
+
+
+def test_a_worker_that_never_starts_ends_the_server_with_a_message(home: Any) -> None:
     home.add_twice("twice")
-    registry: Registry = home.registry
-    packages: list[Package] = [registry.resolve(ModelRef("twice"))]
-    sock = socket.create_server(("127.0.0.1", 0))
-    command = (sys.executable, "-c", "raise SystemExit(3)")
-    settings = Settings(home=str(registry.home), workers=2)
-    assert Supervisor(settings, registry, packages, sock, command).run() == 3
-    assert "ended with code 3" in caplog.text
-    assert "giving up" in caplog.text
+    done = subprocess.run([sys.executable, "-c", HOPELESS, str(home.registry.home)], capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "ended with code 3" in done.stderr
+    assert "giving up" in done.stderr
 
 
 def test_the_first_restart_is_immediate_and_later_ones_wait_longer_up_to_a_bound() -> None:
