@@ -227,12 +227,13 @@ def test_a_model_above_the_threshold_is_loaded_once(home: Any) -> None:
 # In a process of its own: a supervisor takes the signals of the process that it runs in.
 HOPELESS = """
 import socket, sys
+from pathlib import Path
 from pelton.registry import Registry
 from pelton.server.workers.supervisor import Supervisor
 from pelton.settings import Settings
 from pelton.types import ModelRef
 
-registry = Registry(sys.argv[1])
+registry = Registry(Path(sys.argv[1]))
 worker = (sys.executable, "-c", "raise SystemExit(3)")
 settings = Settings(home=sys.argv[1], workers=2)
 sock = socket.create_server(("127.0.0.1", 0))
