@@ -24,6 +24,11 @@ def decode(streams: int) -> float:
     return 0.017 + 0.003 * streams if streams else 0.0
 
 
+def one_by_one(streams: int) -> float:
+    """Of an engine to which a crowd brings nothing: 12 ms for each."""
+    return 0.012 * streams
+
+
 class Later:
     def __init__(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.call: Callable[..., Any] | None = call
@@ -59,14 +64,15 @@ class Loop:
 
 
 class Engine:
-    """A `LanguageEngine` that takes requests as they come. `speed`: how much faster than the machine above."""
+    """A `LanguageEngine` that takes requests as they come. `speed`: how much faster than the machine above; `step`: the
+    seconds of a step by its streams."""
 
     pids: tuple[int, ...] = ()
     restarts = 0
 
-    def __init__(self, loop: Loop, streams: int, speed: float = 1.0) -> None:
-        self.loop, self.speed = loop, speed
-        told = Speed(speed / PROMPT_TOKEN, {count: decode(count) / speed for count in (1, streams)})
+    def __init__(self, loop: Loop, streams: int, speed: float = 1.0, decode: Callable[[int], float] = decode) -> None:
+        self.loop, self.speed, self._decode = loop, speed, decode
+        told = Speed(speed / PROMPT_TOKEN, {count: decode(count) / speed for count in (1, 4, streams)})
         self.facts = Facts("simulated", 8192, streams, 0, told, fair=False)
         self.engine = EchoEngine(EchoOptions(seconds=1.0, prefill_tokens=256), streams, 8192, lambda _: None)
         self._busy = False
@@ -92,7 +98,7 @@ class Engine:
     def _step(self) -> None:
         report = self.engine.step()
         streams = sum(1 for share in report.shares if share.decode_tokens)
-        seconds = (decode(streams) + PROMPT_TOKEN * report.prefill_tokens) / self.speed
+        seconds = (self._decode(streams) + PROMPT_TOKEN * report.prefill_tokens) / self.speed
         self.loop.call_later(seconds, self._told, replace(report, seconds=seconds))
 
     def _told(self, report: Any) -> None:
@@ -111,9 +117,15 @@ class Caller:
         self._house, self._tenant, self._pause = house, tenant, pause
         self._prompt, self._most = prompt, most
         self._asked = 0
+        self._wants = True
         house.loop.call_soon(self._ask)
 
+    def ask_no_more(self) -> None:
+        self._wants = False
+
     def _ask(self) -> None:
+        if not self._wants:
+            return
         loop, self._at = self._house.loop, []
         self._asked += 1
         prompt = (hash(self._tenant) % 1000, self._asked, *range(self._prompt - 2))
@@ -136,10 +148,12 @@ class Caller:
 class House:
     """A machine with one lane."""
 
-    def __init__(self, streams: int = 16, speed: float = 1.0, **bounds: Any) -> None:
+    def __init__(
+        self, streams: int = 16, speed: float = 1.0, decode: Callable[[int], float] = decode, **bounds: Any
+    ) -> None:
         self.loop = Loop()
         self.closed = 0
-        engine = Engine(self.loop, streams, speed)
+        engine = Engine(self.loop, streams, speed, decode)
         self.lane = Lane("m", engine, Bounds(**bounds), self.loop, lambda: self.loop.now, self._close)  # type: ignore[arg-type]
 
     def _close(self, stream: Any) -> None:

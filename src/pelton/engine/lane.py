@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from pelton.engine.bounds import Bounds, refusal_of
+from pelton.engine.company import Company, bearable
 from pelton.engine.generation import Generation
 from pelton.engine.stream import NEVER, State, Stream
 from pelton.errors import Cancelled, DeadlineExceeded, ModelFailed, NotReady, Overloaded, PeltonError
@@ -57,6 +58,7 @@ class Lane:
         self._closed = close
         self._streams: dict[Generation, Stream] = {}
         self._sent: dict[str, Stream] = {}  # by the engine's id, until the engine has let go
+        self._company = Company()
         self._held: dict[str, int] = {}  # places of each tenant: streams in the engine that are to go on there
         self._alive = 0
         self._reserved = 0  # tokens of KV memory that these may need
@@ -201,13 +203,25 @@ class Lane:
     # ---- to the engine
 
     def _places(self) -> int:
+        """How many streams run at once, but for tenants below their share."""
+        places = self._room()
+        if self.facts.fair:
+            return places
+        return bearable(places, self._company.wanted(self._wanted(), self._clock()), self.speed)
+
+    def _room(self) -> int:
         return self.bounds.places(self.facts.streams, self.speed)
 
-    def _shares(self, newcomer: str | None = None, places: int = 0) -> dict[str, float]:
-        """How many places (0: of all) each tenant may hold, of those that want any."""
+    def _wanted(self) -> dict[str, int]:
+        """How many streams of each tenant wait or run."""
         wanted = self.queue.tenants()
         for tenant, held in self._held.items():
             wanted[tenant] = wanted.get(tenant, 0) + held
+        return wanted
+
+    def _shares(self, newcomer: str | None = None, places: int = 0) -> dict[str, float]:
+        """How many places (0: of all) each tenant may hold, of those that want any."""
+        wanted = self._wanted()
         if newcomer is not None:
             wanted[newcomer] = wanted.get(newcomer, 0) + 1
         return shares(wanted, places or self._places(), self.queue.weight)
@@ -217,7 +231,7 @@ class Lane:
         if self.away or not self.queue.count:
             return
         usable = self._usable([*self._sent.values(), *self.queue]) if self.facts.kv_tokens else 0
-        places, parts, held = self._places(), self._shares(places=usable), self._held
+        places, room, parts, held = self._places(), self._room(), self._shares(places=usable), self._held
 
         def below(stream: Stream) -> bool:
             return held.get(stream.tenant, 0) + 1 <= parts.get(stream.tenant, 0.0)
@@ -226,23 +240,23 @@ class Lane:
             return below(stream) and stream.deadline < now + self.bounds.urgency
 
         while self.queue.count:
-            beyond = self._unbegun() < MARGIN  # a few that the engine has ready
+            beyond = places == room and self._unbegun() < MARGIN  # a few that the engine has ready
 
             def goes(stream: Stream, beyond: bool = beyond) -> bool:
-                return beyond or self._fits(stream, places)
+                return beyond or self._fits(stream, room if below(stream) else places)
 
             def goes_first(stream: Stream, beyond: bool = beyond) -> bool:
                 return below(stream) and goes(stream, beyond)
 
             stream = self.queue.pop(goes_first, urgent) or self.queue.pop(goes, urgent)
             if stream is None:
-                if self._alive >= 2 * places + MARGIN:
+                if self._alive >= 2 * room + MARGIN:
                     return
                 stream = self.queue.pop(below, urgent)
                 if stream is None:
                     return
             if not self.facts.fair and below(stream):
-                self._make_room(stream, places, parts)
+                self._make_room(stream, room, parts)
             self._send(stream)
 
     def _unbegun(self) -> int:
@@ -465,6 +479,7 @@ class Lane:
         """Its account is closed: once."""
         del self._streams[stream.generation]
         self.queue.leave(stream.tenant)
+        self._company.left(stream.tenant, stream.ended)
         if stream.timer is not None:
             stream.timer.cancel()
             stream.timer = None

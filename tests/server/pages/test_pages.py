@@ -271,7 +271,7 @@ def test_pages_do_not_keep_a_model_that_was_unloaded(visit: Visit) -> None:
             assert (await house.ask("GET", path)).status == 200
         seen = weakref.ref(house.engine.directory.find("linear", ""))
         await house.ask("POST", "/v2/repository/models/linear/unload")
-        await asyncio.gather(*house.fleet._tasks)
+        await asyncio.gather(*house.fleet._leaving)
         gc.collect()
         assert seen() is None
 
