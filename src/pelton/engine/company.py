@@ -12,7 +12,7 @@ from typing import Final
 
 from pelton.scheduling.token_speed import TokenSpeed
 
-SLOWER: Final = 1.5  # times what its share of the machine would take is what a token may take
+SLOWER: Final = 1.25  # times what its share of the machine would take is what a token may take, prompts of others aside
 LINGER: Final = 10.0  # seconds for which a tenant that has ended its last stream is expected again
 
 
@@ -35,11 +35,12 @@ class Company:
 
 
 def bearable(places: int, wanted: Mapping[str, int], speed: TokenSpeed) -> int:
-    """How many of `places` are given away: all of them where nobody asks for less than the others leave. Pure."""
+    """How many of `places` are given away: all of them where nobody asks for less than the others leave. One is kept for
+    each tenant that is expected. Pure."""
     tenants = len(wanted)
     if tenants < 2 or min(wanted.values()) * tenants >= places:
         return places
     most = SLOWER * tenants * speed.step(1)
     while places > tenants and speed.step(places) > most:
         places -= 1
-    return places
+    return max(1, places - sum(not streams for streams in wanted.values()))
