@@ -153,6 +153,7 @@ class Server:
             await self._last_words(alone=last is None)
         loading = self.following is not None and self.following.converger.busy()
         self.stuck = bool(code) or loading or not (self._loading and self._loading.done())
+        self._last_records()
         if not self.stuck:
             await self._close()
         return code
@@ -173,12 +174,15 @@ class Server:
                 connection.finish()
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _close(self) -> None:
-        """Gives models and threads back."""
+    def _last_records(self) -> None:
+        """Also of the calls that were cut off: whoever is stuck, the log and the traces have them."""
         self._sweeper.cancel()
         self.ledger.fold()
         for sink in self._sinks:
             sink.close()
+
+    async def _close(self) -> None:
+        """Gives models and threads back."""
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self.following is not None:

@@ -191,6 +191,7 @@ def test_what_does_not_end_in_time_is_told_so_and_the_server_ends(tmp_path, serv
         (message,) = told(streams.ends())
         assert "stopping" in message
         until(lambda: not alive(api.pid), "its end")
+        assert "draining: 2" in api.log.read_text()  # their records are not lost
         assert time.monotonic() - begin < 10
         assert engines
         until(lambda: not any(map(alive, engines)), "the end of its engines")
