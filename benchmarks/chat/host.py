@@ -23,12 +23,13 @@ MEGABYTE = 1024 * 1024
 
 
 class Memory(NamedTuple):
-    """Of one process, in megabytes. `shared_out`: its proportional share (PSS), where pages are shared."""
+    """Of one process, in megabytes. `anonymous`: what it has of its own, without files that are mapped; what of these
+    counts as its share changes with every other process that maps them."""
 
     role: str
     pid: int
     resident: float
-    shared_out: float
+    anonymous: float
 
 
 class Host:
@@ -97,7 +98,7 @@ def memory_of(pid: int) -> Memory:
     role = next((word.rpartition(".")[2] for word in words if word.startswith("pelton.")), "server")
     role = {"child": "engine"}.get(role, role)
     sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE))
-    return Memory(role, pid, int(sizes["Rss"]) / 1024, int(sizes["Pss"]) / 1024)
+    return Memory(role, pid, int(sizes["Rss"]) / 1024, int(sizes["Pss_Anon"]) / 1024)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@
 Streams of random length, of several tenants. Some are read to their end; most are left: before the answer, in its
 middle, with an ordinary end of the connection or a reset. Beside them processes that hold several streams each are
 killed with SIGKILL. It fails where an answer is not what it should be, a stream sticks, metrics do not come back to
-zero, files stay open, a call afterwards takes longer than before, or memory grows by more than `--growth-mb` after the
-first tenth (server and engines together).
+zero, files stay open, a call afterwards takes longer than before, or anonymous memory grows by more than `--growth-mb`
+after the first tenth (server and engines together).
 """
 
 from __future__ import annotations
@@ -202,12 +202,12 @@ class Soak:
         """Notes what memory all processes have now."""
         sizes: dict[str, float] = {}
         for one in self.host.memory():
-            sizes[f"{one.role} {one.pid}"] = round(one.shared_out, 1)
+            sizes[f"{one.role} {one.pid}"] = round(one.anonymous, 1)
         self.moments.append((time.monotonic() - self._began, sizes))
         told = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items())
         print(
             f"{self.moments[-1][0]:6.1f} s: {self.left} left, {self.killed} killed, {self.answered} answered, "
-            f"{self.refused} refused, {len(self.failures)} failures; PSS MB: {told}",
+            f"{self.refused} refused, {len(self.failures)} failures; anonymous memory, MB: {told}",
             flush=True,
         )
 
@@ -303,7 +303,7 @@ def main() -> int:
         problems.append(f"memory grew by {last - first:.1f} MB after the first tenth, allowed are {args.growth_mb:g}")
     print(
         f"{args.engine}: {soak.left} streams left, {soak.killed} clients killed, {soak.answered} answered to the end, "
-        f"{soak.refused} refused in {soak.moments[-1][0]:.0f} s; memory {first:.1f} -> {last:.1f} MB (PSS, all processes); "
+        f"{soak.refused} refused in {soak.moments[-1][0]:.0f} s; memory {first:.1f} -> {last:.1f} MB (anonymous, all processes); "
         f"a fresh call {before * 1e3:.0f} -> {after * 1e3:.0f} ms; open files {files:+d}"
     )
     for problem in problems:
