@@ -228,6 +228,8 @@ SPECS = st.builds(
     st.lists(JSON, min_size=1, max_size=3),
 )
 @example(TensorSpec("x", "FP32", (0,)), [""])
+@example(TensorSpec("x", "FP32", (0, -1)), ["AAAA"])
+@example(TensorSpec("x", "FP32", (0, -1)), [""])
 @example(TensorSpec("x", "INT8", ()), [10**5000])
 def test_anything_json_is_an_array_of_the_declared_form_or_an_invalid_input(
     spec: TensorSpec, values: list[Any]

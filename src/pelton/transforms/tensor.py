@@ -103,11 +103,11 @@ class Tensor:
         shape = self.spec.shape
         fixed = self._type.size
         for dim in shape:
-            fixed *= max(dim, 1)
+            fixed *= 1 if dim < 0 else dim
         unknown = shape.count(-1)
-        if unknown > 1:
+        if unknown > 1 or (unknown and not fixed):
             raise InvalidInput(f"{where}: raw bytes leave the shape {list(shape)} open; send nested lists")
-        if len(raw) != fixed and (not unknown or fixed == 0 or len(raw) % fixed):
+        if len(raw) != fixed and (not unknown or len(raw) % fixed):
             need = f"a multiple of {fixed}" if unknown else str(fixed)
             raise InvalidInput(
                 f"{where}: {len(raw)} raw bytes; {need} are needed for {self._type.name} {list(shape)} "

@@ -176,7 +176,7 @@ def test_another_tenant_reads_nothing(api: Api):
     ("more", "param", "code"),
     [
         ({"background": True}, "background", "unsupported_parameter"),
-        ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
+        ({"truncation": "middle"}, "truncation", "invalid_value"),
         ({"conversation": "c"}, "conversation", "unsupported_parameter"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort", "unsupported_parameter"),
@@ -192,7 +192,7 @@ def test_another_tenant_reads_nothing(api: Api):
         ({"max_output_tokens": 9000}, "input", "context_length_exceeded"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options", "invalid_value"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
-        ({"metadata": {"a": "x" * 600}}, "metadata[...]", "invalid_value"),
+        ({"metadata": {"a": "x" * 600}}, "metadata", "invalid_value"),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(api: Api, more: dict[str, Any], param: str, code: str):
