@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -47,11 +47,26 @@ MAX_ROWS = 65_536  # of one call
 OFF_THE_LOOP = frozenset({"python", "whisper"})  # runtimes whose batches may take seconds though the last one was short
 
 
+def hand_back(calls: Sequence[Call]) -> None:
+    """Tells callers that their calls are settled."""
+    for call in calls:
+        try:
+            call.done(call)
+        except Exception:
+            log.exception("handing an answer on failed (request %s)", call.request_id)
+
+
 class Engine:
-    """The one path. `ledger` receives exactly one record per call."""
+    """The one path. `ledger` receives exactly one record per call. `hand_on` gives settled calls back to their callers;
+    it never raises."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, executor: Executor, ledger: Ledger, clock: Callable[[], float]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        executor: Executor,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        hand_on: Callable[[Sequence[Call]], None] = hand_back,
     ) -> None:
         self.clock = clock
         self.ledger = ledger
@@ -59,6 +74,7 @@ class Engine:
         self.in_flight = 0
         self.draining = False
         self._loop = loop
+        self._hand_on = hand_on
         self._executor = executor
         self._preparation = Preparation(loop, max(2, executor.slots), clock)
         self._pieces: dict[int, Pieces] = {}  # by id of the whole call
@@ -128,6 +144,14 @@ class Engine:
                 self._settle(served.replica, call, error)
         else:
             self._schedule(served, call, returned_after)
+
+    def submit_all(self, served: Served, calls: list[Call], returned_after: list[float]) -> None:
+        """`submit` for calls of one row each that came together, where nothing of `_schedule` applies."""
+        if not served.varies and served.scheduler.submit_all(calls, calls[0].received, returned_after):
+            self.in_flight += len(calls)
+            return
+        for call, seconds in zip(calls, returned_after, strict=True):
+            self.submit(served, call, seconds)
 
     def generate(self, served: Served, generation: Generation) -> None:
         """Takes a generation on: `generation.done` is called exactly once, perhaps before this returns, unless the
@@ -340,11 +364,7 @@ class Engine:
         """Calls of a batch that have their answers: their records, then each answer goes to its caller."""
         self.ledger.extend(records_of(replica.name, replica.version, batch, calls))
         self.in_flight -= len(calls)
-        for call in calls:
-            try:
-                call.done(call)
-            except Exception:
-                log.exception("model %s: handing an answer on failed (request %s)", replica.name, call.request_id)
+        self._hand_on(calls)
         if self._idle is not None:
             self._tell_idle()
         if self.ledger.full():
@@ -365,10 +385,7 @@ class Engine:
                 self._close_account(call)
             if call.abandoned:
                 return
-        try:
-            call.done(call)
-        except Exception:
-            log.exception("model %s: handing an answer on failed (request %s)", replica.name, call.request_id)
+        self._hand_on([call])
 
     def _close_stream(self, replica: Replica, stream: Stream) -> None:
         """A generation's account is closed: its record."""

@@ -74,6 +74,10 @@ class Prompts:
                 break
             self._lane.submit(generation)
 
+    def submit_all(self, calls: list[Call], now: float, returned_after: list[float]) -> bool:
+        """Each is asked for alone."""
+        return False
+
     def enqueue(self, call: Call, now: float, returned_after: float = 0.0) -> None:
         """A call is never cut into pieces here."""
         self.submit(call, now, returned_after)

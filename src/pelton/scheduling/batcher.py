@@ -138,6 +138,19 @@ class Batcher:
         if 0.0 < returned_after < self.full_seconds:
             self._returns.append(returned_after)
 
+    def push_all(self, calls: list[Call], now: float, returned_after: list[float]) -> None:
+        """`push` for calls of one row and of the usual priority that came together."""
+        for call in calls:
+            call.state = QUEUED
+            call.queued = now
+        self.rows += len(calls)
+        self._usual.extend(calls)
+        if self._slack_share:
+            self._earliest = min(self._earliest, calls[0].deadline)
+        self._pushed += len(calls)
+        full = self.full_seconds
+        self._returns += [seconds for seconds in returned_after if 0.0 < seconds < full]
+
     def remove(self, call: Call) -> None:
         """A queued call was settled elsewhere (its caller left); `take` will skip it."""
         self.rows -= call.rows

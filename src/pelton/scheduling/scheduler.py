@@ -46,6 +46,19 @@ class Scheduler:
         if not self.ready:
             self._executor.wake(self)
 
+    def submit_all(self, calls: list[Call], now: float, returned_after: list[float]) -> bool:
+        """Queues calls of one row that came together, all of the usual priority and with the same deadline. False: not
+        all would be in time, so each must be asked for alone."""
+        batcher, rows = self.batcher, len(calls)
+        if (self.running or batcher.rows + rows > batcher.cap or self._executor.full) and (
+            self._finish(rows, 0, now) > calls[0].deadline
+        ):
+            return False
+        batcher.push_all(calls, now, returned_after)
+        if not self.ready:
+            self._executor.wake(self)
+        return True
+
     def enqueue(self, call: Call, now: float, returned_after: float = 0.0) -> None:
         """Queues a call that was admitted before, as a piece of a larger one."""
         call.queued = now

@@ -19,12 +19,25 @@ from pelton.server.wire.asgi import App, AsgiExchange
 from pelton.server.wire.connection import JSON_TYPE, Connection, Request
 from pelton.server.wire.inbox import Inbox
 from pelton.server.wire.limits import Limits
+from pelton.types import Call
 
 log = logging.getLogger(__name__)
 
 BUSY: Final = "the queue of this model is full: an answer would come later than its target; try again"
 
 Forward = Callable[[Connection, Request, Route | None], bool]  # None: a page; whether another worker answers it
+
+
+class Lot:
+    """Calls in their plainest form, of one version, that came in the same turn, and after how many seconds each caller
+    came back."""
+
+    __slots__ = ("calls", "returned", "served")
+
+    def __init__(self) -> None:
+        self.served: Served | None = None
+        self.calls: list[Call] = []
+        self.returned: list[float] = []
 
 
 class Dispatcher:
@@ -42,6 +55,8 @@ class Dispatcher:
         self._engine = engine
         self._current = engine.directory.answering
         self._routes = routes
+        self._known = routes.known
+        self._lot = Lot()
         self._app = app
         self._limits = limits
         self._forward = forward
@@ -52,7 +67,59 @@ class Dispatcher:
 
     def __call__(self, connection: Connection, request: Request) -> None:
         """Answers now or later; never raises."""
-        route = self._routes.known(request.target) or self._routes.find(request.target)
+        route = self._known(request.target)
+        if (
+            route is None
+            or (quick := route.quick) is None
+            or request.special
+            or (served := self._current(route.name)) is not route.served
+            or served is None
+            or served.split is not None
+            or served.mirror is not None
+            or request.method != b"POST"
+            or self._engine.draining
+        ):
+            self._any(connection, request, route or self._routes.find(request.target))
+            return
+        lot = self._lot
+        if lot.served is not served:
+            self.submit()
+            lot.served = served
+        batcher = served.scheduler.batcher
+        if batcher.rows + len(lot.calls) >= batcher.full_rows or self._inbox.waited > served.target:
+            self.submit()
+            if self._too_busy(request, served):
+                self._turn_away(connection, request, route, served, None)
+                return
+            lot.served = served
+        inputs = quick.take(request.body)
+        if inputs is None:
+            self._any(connection, request, route)
+            return
+        received = request.received
+        call = Inference(
+            inputs, 1, answer, received, received + served.target, protocol=route.protocol,
+            request_id=f"{ID_PREFIX}{next(ID_NUMBER):x}", connection=connection, request=request,
+            codec=route.compiled, served=served, engine=self._engine, give=quick.give,
+        )  # fmt: skip
+        connection.exchange = call
+        last = connection.last_reply
+        lot.calls.append(call)
+        lot.returned.append(received - last if last else 0.0)
+        if not self._inbox.handling:
+            self.submit()
+
+    def submit(self) -> None:
+        """Hands the calls of a lot to the engine: all that was read in this turn has been looked at."""
+        lot = self._lot
+        served, calls, returned = lot.served, lot.calls, lot.returned
+        if served is not None and calls:
+            lot.calls, lot.returned = [], []
+            self._engine.submit_all(served, calls, returned)
+        lot.served = None
+
+    def _any(self, connection: Connection, request: Request, route: Route | None) -> None:
+        """Any request: also those that are no inference, or none in its plainest form."""
         if route is None or request.method != b"POST":
             self._page(connection, request)
             return
@@ -70,8 +137,7 @@ class Dispatcher:
             ):
                 self._turn_away(connection, request, route, served, pick)
             else:
-                codec = served.codecs.get(route.make) or route.codec(served)
-                self._begin(connection, request, served, codec, pick)
+                self._begin(connection, request, served, route.codec(served), pick)
         except PeltonError as error:
             if self._forward is None or not self._forward(connection, request, route):
                 self._engine.reject(route.name, route.protocol, error, request.received)
@@ -84,24 +150,14 @@ class Dispatcher:
 
     def _begin(self, connection: Connection, request: Request, served: Served, codec: Codec, pick: Pick | None) -> None:
         """Decodes and submits. Raises PeltonError for a body that cannot be a call."""
-        engine, quick = self._engine, codec.quick
-        inputs = quick.take(request.body) if quick is not None and not request.special else None
-        if quick is not None and inputs is not None:
-            received = request.received
-            call = Inference(
-                inputs, 1, answer, received, received + served.target, protocol=codec.protocol,
-                request_id=f"{ID_PREFIX}{next(ID_NUMBER):x}", connection=connection, request=request, codec=codec,
-                served=served, engine=engine, give=quick.give,
-            )  # fmt: skip
-        else:
-            call = decoded(engine, connection, request, served, codec, self._limits)
+        call = decoded(self._engine, connection, request, served, codec, self._limits)
         if pick is not None:
             call.route, call.key = pick.route, pick.key
         if served.mirror is not None:
             served.mirror.watch(call)
         connection.exchange = call
         last = connection.last_reply
-        engine.submit(served, call, request.received - last if last else 0.0)
+        self._engine.submit(served, call, request.received - last if last else 0.0)
 
     def _page(self, connection: Connection, request: Request) -> None:
         if self._forward is not None and self._forward(connection, request, None):

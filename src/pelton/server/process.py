@@ -21,6 +21,7 @@ from pelton.server.control.following import Following
 from pelton.server.control.plan import Scope
 from pelton.server.dispatcher import Dispatcher, Forward
 from pelton.server.fleet import Fleet
+from pelton.server.inference import hand_on
 from pelton.server.lifecycle import cores, settle_garbage, tls_context
 from pelton.server.routes import Routes
 from pelton.server.sinks import sinks_of
@@ -69,7 +70,7 @@ class Server:
         self._sinks = [*sinks_of(settings, clock, self._loop.call_later), evidence]
         self.ledger = Ledger(clock, self._sinks)
         self._executor = Executor(self._loop, settings.slots or cores(), clock)
-        self.engine = Engine(self._loop, self._executor, self.ledger, clock)
+        self.engine = Engine(self._loop, self._executor, self.ledger, clock, hand_on)
         self.fleet = Fleet(self.engine, registry, settings)
         self.site = Site(self.engine, self.fleet, settings, self.limits)
         self.following: Following | None = None
@@ -81,13 +82,17 @@ class Server:
         self.routes = Routes(self.limits)
         self._connections: set[Connection] = set() if connections is None else connections
         self._heads = Heads()
-        self._inbox = Inbox(self._loop.call_soon, clock, self._executor.pump, self._executor.rest)
+        self._inbox = Inbox(self._loop.call_soon, clock, self._lot_is_read, self._executor.rest)
         self._dispatch = Dispatcher(self.engine, self.routes, self.app, self.limits, forward, self._inbox)
         self._listener = Listener(sock, self._connection, self._full, tls_context(settings), share)
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._stop: asyncio.Future[float] = self._loop.create_future()
         self._loading: asyncio.Task[None] | None = None
         self.stuck = False  # threads are left that cannot be ended
+
+    def _lot_is_read(self) -> None:
+        self._dispatch.submit()
+        self._executor.pump()
 
     def _connection(self) -> Connection:
         return Connection(self._dispatch, self._connections, self.limits, self.clock, self._heads, self._inbox)

@@ -11,6 +11,7 @@ from pelton.server.protocols.codec import Codec
 from pelton.server.protocols.kserve import KserveCodec
 from pelton.server.protocols.native import NativeCodec
 from pelton.server.protocols.oip import OipCodec
+from pelton.server.protocols.quick import Quick
 from pelton.server.wire.limits import Limits
 
 CACHED: Final = 4096  # routes kept; a flood of invented names cannot grow it further
@@ -24,9 +25,12 @@ PATTERNS: Final[tuple[tuple[re.Pattern[str], type[OipCodec | KserveCodec | Nativ
 
 
 class Route:
-    """One target. A codec is compiled for every version that answers, and kept with it."""
+    """One target. A codec is compiled for every version that answers, and kept with it.
 
-    __slots__ = ("_limits", "make", "name", "protocol", "version")
+    `quick` is the shortest way through the protocol for `served`, the version that answered last, and `compiled` the
+    whole of it. `quick` is None where there is none, or the target names a version."""
+
+    __slots__ = ("_limits", "compiled", "make", "name", "protocol", "quick", "served", "version")
 
     def __init__(
         self, name: str, version: str, make: type[OipCodec | KserveCodec | NativeCodec], limits: Limits
@@ -35,14 +39,18 @@ class Route:
         self.version = version
         self.protocol = make.protocol
         self.make = make
+        self.served: Served | None = None
+        self.compiled: Codec | None = None
+        self.quick: Quick | None = None
         self._limits = limits
 
     def codec(self, served: Served) -> Codec:
         """The protocol, compiled for `served`."""
-        known: Codec | None = served.codecs.get(self.make)
-        if known is not None:
-            return known
-        codec = served.codecs[self.make] = self.make(served, self._limits)
+        codec: Codec | None = served.codecs.get(self.make)
+        if codec is None:
+            codec = served.codecs[self.make] = self.make(served, self._limits)
+        if not self.version:
+            self.served, self.compiled, self.quick = served, codec, codec.quick
         return codec
 
 

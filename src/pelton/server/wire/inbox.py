@@ -35,6 +35,7 @@ class Inbox:
         """`later`: the loop's `call_soon`. `rest` follows a turn in which calls were refused."""
         self._rest = rest
         self.refused = False  # set by who refuses
+        self.handling = False  # a lot is being handled: `then` runs when all of it has been looked at
         self._later = later
         self._clock = clock
         self._then = then
@@ -60,8 +61,12 @@ class Inbox:
         unseen = self._busy if since - self._ended < IDLE else 0.0
         for start in range(0, len(waiting), LOT):
             self.waited = (self._clock() if start else begin) - since + unseen
-            for reader, data in waiting[start : start + LOT]:
-                reader.take(data, since)
+            self.handling = True
+            try:
+                for reader, data in waiting[start : start + LOT]:
+                    reader.take(data, since)
+            finally:
+                self.handling = False
             self._then()
         self.waited = 0.0
         self._ended = self._clock()
