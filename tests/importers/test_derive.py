@@ -6,7 +6,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -76,6 +76,7 @@ def test_four_bits_lose_less_than_with_the_plain_scale(read_back):
 
 @settings(max_examples=50, deadline=None)
 @given(weights=arrays.arrays(np.float32, 64, elements=st.floats(-1e4, 1e4, width=32)))
+@example(weights=np.full(64, np.finfo(np.float32).tiny))
 def test_no_weights_break_a_format(weights):
     for kind, encode in ENCODERS.items():
         assert encode(weights).nbytes == gguf_writer.size_of((64,), kind)

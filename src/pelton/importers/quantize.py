@@ -21,6 +21,7 @@ BLOCK: Final = 32
 # What the largest weight of a block becomes, of -8 to 7. -8 alone is ggml's own choice; the others give its neighbours a
 # finer scale at its cost. The one with the smallest squared error is taken, block by block.
 _LARGEST: Final = (-8.0, -8.5, -9.0, -7.5, -7.0)
+_NOTHING: Final = np.float32(2.0**-25)  # a scale up to here is 0 as float16
 
 
 def q4_0(weights: Floats) -> Bytes:
@@ -45,7 +46,7 @@ def q4_0(weights: Floats) -> Bytes:
 
 def _steps(blocks: Floats, scale: Floats) -> Floats:
     """The nearest of -8 to 7 for each weight."""
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > _NOTHING)
     found: Floats = np.clip(np.rint(blocks * inverse), -8, 7)
     return found
 
