@@ -179,6 +179,13 @@ class Engine:
         if pieces is not None:
             self._settle(served.replica, call, Cancelled("the caller left"))
 
+    def fail(self, served: Served, call: Call, error: PeltonError) -> None:
+        """The caller is told `error` now, whatever becomes of the call. Nothing happens where it has its answer already."""
+        if call.state == QUEUED:
+            served.scheduler.cancel(call)
+        self._settle(served.replica, call, error)
+        call.abandoned = True  # by whoever still prepares it
+
     def reject(self, name: str, protocol: str, error: PeltonError, received: float) -> None:
         """Records a request that never became a call. Names that nobody serves are not kept: labels stay bounded."""
         served = self.directory.current().get(name)

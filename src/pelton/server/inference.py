@@ -45,6 +45,10 @@ class Inference(Call, eq=False):
         """The client is gone."""
         self.engine.cancel(self.served, self)
 
+    def give_up(self, error: PeltonError) -> None:
+        """The process does not wait for the answer."""
+        self.engine.fail(self.served, self, error)
+
 
 def decoded(
     engine: Engine, connection: Connection, request: Request, served: Served, codec: Codec, limits: Limits

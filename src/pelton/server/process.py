@@ -7,10 +7,11 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from pelton.deployments import Deployment
 from pelton.engine import Engine
+from pelton.errors import Draining, PeltonError
 from pelton.packages import Package
 from pelton.records import Ledger
 from pelton.registry import Registry
@@ -40,6 +41,13 @@ CLOSE_SECONDS: Final = 4.0  # for giving models back at the end
 LAST_SECONDS: Final = 0.5  # for telling callers that their answers will not come
 POLL_SECONDS: Final = 0.01
 MEGABYTE: Final = 1024 * 1024
+
+
+@runtime_checkable
+class Answerable(Protocol):
+    """A request in progress whose caller can be told an error instead of its answer."""
+
+    def give_up(self, error: PeltonError) -> None: ...
 
 
 class Server:
@@ -81,6 +89,7 @@ class Server:
         self.app = lazy_app(self.site)
         self.routes = Routes(self.limits)
         self._connections: set[Connection] = set() if connections is None else connections
+        self.inside: set[Connection] = set()  # of siblings, who hand on what is answered there
         self._heads = Heads()
         self._inbox = Inbox(self._loop.call_soon, clock, self._lot_is_read, self._executor.rest)
         self._dispatch = Dispatcher(self.engine, self.routes, self.app, self.limits, forward, self._inbox)
@@ -164,8 +173,16 @@ class Server:
         return code
 
     async def _last_words(self, alone: bool) -> None:
-        """Streams are told that their rest will not come. Not `alone`: siblings hand them on, whenever that is."""
+        """Callers are told that their answers, or the rest of them, will not come. Not `alone`: siblings hand that on,
+        whenever it is."""
         self.engine.give_up()
+        error = Draining(
+            f"this server is stopping, and had no answer within {self._settings.stop_timeout:g} s; ask another one"
+        )
+        for connection in (*self._connections, *self.inside):
+            connection.finish()
+            if isinstance(connection.exchange, Answerable):
+                connection.exchange.give_up(error)
         end = self.clock() + LAST_SECONDS
         while self.clock() < end and (self._connections or not alone):
             for connection in list(self._connections):

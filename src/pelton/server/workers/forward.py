@@ -212,6 +212,11 @@ class Forwarded:
         if self._link is not None:
             self._link.abort()
 
+    def give_up(self, error: PeltonError) -> None:
+        """The process does not wait for the answer."""
+        self.left()
+        self._refuse(error)
+
     def part(self, data: bytes) -> None:
         """Whole answers only."""
 
@@ -241,6 +246,9 @@ class Streamed(Forwarded):
         super().__init__(connection, request, name, protocol, reject)
         self._begun = False
         self._waiting: asyncio.Task[None] | None = None
+
+    def give_up(self, error: PeltonError) -> None:
+        """Its own worker ends it, in the form of its protocol."""
 
     def part(self, data: bytes) -> None:
         if self._left:

@@ -91,7 +91,7 @@ class Worker:
         self._following = self.server.following
         self._following.reporter.worker = me
         self._following.told = lambda desired: self._tell(Known(dict(desired)))
-        self._inside: set[Connection] = set()
+        self._inside = self.server.inside
         limits = msgspec.structs.replace(self.server.limits, idle_timeout=float("inf"))  # siblings end what they opened
         self._local = Dispatcher(self.server.engine, self.server.routes, self._internal(self.server.app), limits)
         self._limits = limits
