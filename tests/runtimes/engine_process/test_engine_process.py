@@ -214,14 +214,13 @@ def test_what_was_said_before_the_end_is_heard_before_the_loss(engine: Start):
         pid = engine.pid
         engine.add(order("a", max_tokens=3))
         engine.add(order("b", max_tokens=5))
-        time.sleep(0.2)  # the loop stands still: it is busy with something else
-        os.kill(pid, signal.SIGKILL)
-        wait_gone(pid)
+        engine.add(order("end", (14,)))
+        wait_gone(pid)  # the loop stands still: it is busy with something else
         await ear.until(lambda: ear.lives[:1] == ["lost"])
+        assert ear.tokens("a") == [5, 6, 7]
+        assert ear.tokens("b") == [5, 6, 7, 5, 6]
 
-    ear = talk(engine(), work)
-    assert ear.tokens("a") == [5, 6, 7]
-    assert ear.tokens("b") == [5, 6, 7, 5, 6]
+    talk(engine(streams=1, kill_token=14), work)
 
 
 def test_an_exception_in_a_step_fails_its_requests_with_its_words(engine: Start):
