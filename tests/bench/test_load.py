@@ -253,14 +253,33 @@ def test_connections_stay_within_their_limit(fake_server) -> None:
 
 
 def test_a_hopeless_step_is_given_up_and_what_never_left_counts_as_over(fake_server) -> None:
+    held = []
+
+    class Crowded(Pool):
+        def submit(self, intended: float) -> None:
+            super().submit(intended)
+            if held and self.under_way > 5:
+                held.pop().reply(503)
+
     async def main():
-        async with fake_server(lambda exchange: exchange.reply(503)) as server:
-            return await load(server, 40_000, limit=1, give_up=True)  # 2 s of arrivals: it is hopeless long before
+        def refuse(exchange) -> None:
+            if len(server.exchanges) == 20:  # the one that makes it hopeless: when others wait behind it
+                held.append(exchange)
+            else:
+                exchange.reply(503)
+
+        async with fake_server(refuse) as server:
+            pool = Crowded("127.0.0.1", server.port, [REQUEST], limit=1, timeout=PATIENT)
+            # 4 s of arrivals: it is hopeless long before
+            window = await open_loop(pool, arrivals(100.0, 0.0, 400, seed=3), 0.0, over_after=PATIENT, give_up=True)
+            await pool.close()
+            return window
 
     window = asyncio.run(main())
     step = summarize(window, "probe", PATIENT * 1e3, 0.99)
     assert window.gave_up
-    assert step.requests < 40_000
+    assert step.requests < 400
+    assert step.unsent >= 4
     assert step.over == step.requests == step.refused + step.unsent
     assert set(window.samples.status) <= {503, UNSENT}
 
