@@ -44,6 +44,20 @@ HOME = Path(os.environ.get("PEERBENCH_HOME", "~/.cache/pelton-peerbench")).expan
 TARGETS = {"plain": "/predict/m", "v2": "/v2/models/m/infer", "v2bin": "/v2/models/m/infer"}
 
 
+class Timer:
+    """A callback that may be called off."""
+
+    def __init__(self, callback: Any, arguments: Any) -> None:
+        self._callback, self._arguments = callback, arguments
+
+    def run(self) -> None:
+        if self._callback is not None:
+            self._callback(*self._arguments)
+
+    def cancel(self) -> None:
+        self._callback = None
+
+
 class Loop:
     """What the path needs of an event loop."""
 
@@ -52,6 +66,12 @@ class Loop:
 
     def call_soon(self, callback: Any, *arguments: Any) -> None:
         self.callbacks.append((callback, arguments))
+
+    def call_later(self, seconds: float, callback: Any, *arguments: Any) -> Timer:
+        """A wait is spent on asking again: nothing else could happen meanwhile."""
+        timer = Timer(callback, arguments)
+        self.call_soon(timer.run)
+        return timer
 
     def turn(self) -> None:
         for _ in range(len(self.callbacks)):
