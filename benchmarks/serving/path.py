@@ -67,6 +67,8 @@ class Loop:
     def call_soon(self, callback: Any, *arguments: Any) -> None:
         self.callbacks.append((callback, arguments))
 
+    call_soon_threadsafe = call_soon  # a deque takes from any thread
+
     def call_later(self, seconds: float, callback: Any, *arguments: Any) -> Timer:
         """A wait is spent on asking again: nothing else could happen meanwhile."""
         timer = Timer(callback, arguments)
@@ -131,19 +133,16 @@ class Composition:
     def run(self, callers: list[tuple[Connection, Transport]], requests: list[bytes], turns: int) -> float:
         """Seconds of processor time for `turns` requests of each caller."""
         loop, place = self.loop, 0
-        before = sum([transport.answers for _, transport in callers])
+        asked = sum([transport.answers for _, transport in callers])
         begin = time.process_time()
         for _ in range(turns):
             for connection, _ in callers:
                 connection.data_received(requests[place])
                 place = (place + 1) % len(requests)
-            while loop.callbacks:
+            asked += len(callers)
+            while loop.callbacks or sum([transport.answers for _, transport in callers]) < asked:
                 loop.turn()
-        seconds = time.process_time() - begin
-        answered = sum([transport.answers for _, transport in callers]) - before
-        if answered != turns * len(callers):
-            raise SystemExit(f"{answered} answers to {turns * len(callers)} requests")
-        return seconds
+        return time.process_time() - begin
 
 
 def request(kind: str, i: int) -> bytes:
