@@ -19,7 +19,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -183,7 +183,8 @@ class Artifacts:
         _write(temporary / SUMS, sums)
         for folder, _, _ in os.walk(temporary, topdown=False):
             _sync_folder(Path(folder))
-        for _ in range(3):
+        damaged = 0
+        while damaged < 3:
             try:
                 temporary.chmod(0o755)
                 os.rename(temporary, self.root / version)
@@ -193,7 +194,9 @@ class Artifacts:
                 try:
                     self.verify(version)
                 except (ArtifactCorrupt, NotFound):
-                    self.remove(version)  # adding the same files again mends a damaged copy
+                    with suppress(NotFound):  # another process took it away a moment ago
+                        self.remove(version)  # adding the same files again mends a damaged copy
+                        damaged += 1
                     continue
             break
         else:

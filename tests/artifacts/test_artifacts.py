@@ -278,6 +278,28 @@ def test_processes_that_add_the_same_and_other_files_at_once_all_succeed(store: 
     assert debris(store) == []
 
 
+def test_files_that_another_process_removes_while_they_are_added_are_there_in_the_end(tmp_path: Path) -> None:
+    class Raced(Artifacts):
+        left = 5
+
+        def verify(self, version: str) -> None:
+            if self.left:
+                self.left -= 1
+                other.remove(version)
+                if self.left % 2:
+                    other.put(folder)
+                    (other.root / version / SUMS).unlink()
+            super().verify(version)
+
+    folder = make(tmp_path / "a", FILES)
+    other, store = Artifacts(tmp_path / "artifacts"), Raced(tmp_path / "artifacts")
+    version = other.put(folder)
+    while store.left:
+        assert store.put(folder) == version
+    store.verify(version)
+    assert debris(store) == []
+
+
 def test_a_small_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "entry.json"
     write_atomically(path, b"one")
