@@ -6,7 +6,7 @@ Streams of random length, of several tenants. Some are read to their end; most a
 middle, with an ordinary end of the connection or a reset. Beside them processes that hold several streams each are
 killed with SIGKILL, some of these running and some waiting. It fails where an answer is not what it should be, a stream
 sticks, metrics do not come back to zero, files stay open, a call afterwards takes longer than before, or anonymous memory
-grows by more than `--growth-mb` (server and engines together). It begins with a tenth that is not counted: engines keep
+grows by more than `--growth-mb` (server and engines together). It begins with a part that is not counted: engines keep
 what they prepared for each shape of a step, up to a bound.
 """
 
@@ -279,7 +279,7 @@ def main() -> int:
     with serving(args.model, *options, arguments=("--workers", str(args.workers))) as host:
         fill(host, args.kv_tokens)
         end = time.monotonic() + args.seconds
-        warm = Soak(host, max(1, args.cancels // 10), args.kills // 10, args.seed + 1, end)
+        warm = Soak(host, max(1, args.cancels // 10), args.kills // 3, args.seed + 1, end)
         asyncio.run(warm.run(args.callers, args.killers))
         warm.settled()
         before, files = fresh(host), host.files()
