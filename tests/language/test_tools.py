@@ -21,14 +21,14 @@ SCHEMA = {
 }
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
-NAMES = ("weather", "clock")
-STYLES = ("hermes", "llama3", "mistral", "json")
+NAMES = {"weather": SCHEMA, "clock": {}}
+STYLES = ("hermes", "tags", "llama3", "mistral", "json")
 
 
 def parsed(style, text, size=1000):
     """(text, calls) of a text that comes in pieces."""
     numbers = itertools.count()
-    parser = ToolParser(style, NAMES, lambda: f"id{next(numbers)}")
+    parser = ToolParser(style, {"weather": {"properties": TYPES}, "clock": {}}, lambda: f"id{next(numbers)}")
     pieces = []
     for i in range(0, len(text), size):
         pieces += parser.push(text[i : i + size])
@@ -42,6 +42,14 @@ def parsed(style, text, size=1000):
     return said, [(call.name, call.arguments, call.complete) for call in parser.calls]
 
 
+TYPES = {"city": {"type": "string"}, "days": {"type": "integer"}, "near": {"type": ["string", "null"]},
+         "ok": {"type": "boolean"}, "more": {"anyOf": [{"type": "object"}, {"type": "null"}]}}  # fmt: skip
+TAGGED = "".join(
+    f"<parameter={name}>\n{text}\n</parameter>\n"
+    for name, text in {
+        "city": 'New "York"', "days": "3", "near": "null", "ok": "True", "more": '{"a": 1}', "other": "5",
+    }.items()
+)  # fmt: skip
 PARIS = '{"city": "Paris \\"}{\\" ]"}'
 CASES = [
     ("hermes", f'Wait.\n<tool_call>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_call>', "Wait.\n", [("weather", PARIS, True)]),
@@ -56,6 +64,16 @@ CASES = [
     ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Pa', "", [("weather", '{"city": "Pa', False)]),
     ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>', None, []),
     ("hermes", "<tool_call>nonsense</tool_call> a < b <tool_ca", None, []),
+    ("hermes", '<tool_call>\n<function=clock>\n</function>\n</tool_call>', "", [("clock", "{}", True)]),
+    ("hermes", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>\n<tool_call>clock\n</tool_call>", "", [("weather", '{"city": "Rome"}', True), ("clock", "{}", True)]),
+    ("tags", f"Wait.\n<tool_call>\n<function=weather>\n{TAGGED}</function>\n</tool_call>\n<tool_call>\n<function=clock>\n</function>\n</tool_call>", "Wait.\n", [("weather", '{"city": "New \\"York\\"", "days": 3, "near": null, "ok": true, "more": {"a": 1}, "other": "5"}', True), ("clock", "{}", True)]),
+    ("tags", "<function=weather>\n<parameter=city>\n5\n</parameter>\n</function>\n</tool_call> and then", "and then", [("weather", '{"city": "5"}', True)]),
+    ("tags", "<function=weather><parameter=days>many</parameter></function>", "", [("weather", '{"days": "many"}', True)]),
+    ("tags", '<tool_call>{"name": "clock", "arguments": {}}</tool_call>', "", [("clock", "{}", True)]),
+    ("tags", "<tool_call>\n<function=weather>\n<parameter=city>\nOs", "", [("weather", "", False)]),
+    ("tags", "<tool_call>\n<function=unknown>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", None, []),
+    ("tags", "<tool_call>\nI think so, and go on and on about it without an end, and without any call at all.", None, []),
+    ("tags", "a <function of x> and <tool_call>\n<func", None, []),
     ("llama3", '{"name": "clock", "parameters": {}}; {"name": "weather", "parameters": {"city": "Rome"}}', "", [("clock", "{}", True), ("weather", '{"city": "Rome"}', True)]),
     ("llama3", '<|python_tag|>{"name": "clock", "parameters": {}}', "", [("clock", "{}", True)]),
     ("llama3", '{"answer": 42}', None, []),
@@ -132,7 +150,7 @@ def test_a_marker_that_is_a_control_token_is_forced_and_shown_as_that_token(make
     special = Tokenizer(json.dumps(raw).encode())
     marker = special.id_of("<tool_call>")
     assert f"<[{marker}]>" in tools.forcing_grammar([CLOCK], make_card(), special).text
-    assert tools.shown(special) == {marker}
+    assert tools.shown(special, True, None) == {marker}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +181,7 @@ def test_tools_that_cannot_be_offered_are_refused_with_their_place(offered, erro
     ("template", "style", "shows"),
     [
         ("{{ tools }} <tool_call>", "hermes", True),
+        ("{{ tools }} <tool_call> <function=x> <parameter=y>", "tags", True),
         ("{{ tools }} [TOOL_CALLS]", "mistral", True),
         ('{{ tools }} <|python_tag|> "parameters": ', "llama3", True),
         ("{{ tools }}", "json", True),

@@ -13,7 +13,7 @@ CARD: Final = "language.json"
 TOKENIZER: Final = "tokenizer.json"
 CARD_LIMIT: Final = 8 * 1024**2
 
-ToolStyle = Literal["hermes", "llama3", "mistral", "json"]
+ToolStyle = Literal["hermes", "tags", "llama3", "mistral", "json"]
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pelton.errors import PackageInvalid, Unsupported
 from pelton.language import card as cards
 from pelton.language.card import Card
+from pelton.language.reasoning import Marks, marks_of
 from pelton.language.stream import TextStream
 from pelton.language.tokenizer import Tokenizer
 from pelton.packages import Package
@@ -26,6 +27,7 @@ class Language:
     card: Card
     tokenizer: Tokenizer
     template: Template | None
+    marks: Marks | None = None  # around what a chat's answer is thought out with
 
     def encode_prompt(self, text: str, special: bool = False) -> tuple[int, ...]:
         """A text to be continued, with the token that begins a text where the model wants one.
@@ -75,4 +77,4 @@ def load(package: Package) -> Language:
         return Language(card, tokenizer, None)
     from pelton.language.template import Template
 
-    return Language(card, tokenizer, Template(card, tokenizer))
+    return Language(card, tokenizer, Template(card, tokenizer), marks_of(card.chat_template, tokenizer))

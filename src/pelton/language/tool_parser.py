@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pelton.language.call_readers import AnyReader, CallReader, JsonReader, Schemas
 from pelton.language.card import ToolStyle
+from pelton.language.reasoning import overlap
 from pelton.language.tools import MARKERS
 
 _CLOSERS: Final[Mapping[ToolStyle, tuple[str, ...]]] = {
     "hermes": ("</tool_call>",),
+    "tags": ("</tool_call>",),
     "llama3": (";", ",", "]", "<|eom_id|>"),
     "mistral": ("]", ","),
     "json": ("```", "]", ","),
 }
-_NAME_KEYS: Final = ("name", "function")
-_ARGUMENT_KEYS: Final = ("arguments", "parameters")
+_TAGGED: Final = ("hermes", "tags")  # between <tool_call> and </tool_call>, as JSON or with tags
+_BARE_TAG: Final = "<function="  # some leave <tool_call> out
 _OPENERS: Final = ("{", "[", "```json", "```")
 
 
@@ -48,22 +50,24 @@ Piece = str | CallPiece
 class ToolParser:
     """Text in, text and pieces of calls out. What turns out to be no call of an offered tool comes out as text.
 
-    parser = ToolParser(card.tool_style, names)
+    parser = ToolParser(card.tool_style, schemas)
     for piece in parser.push(text): ...
     for piece in parser.finish(): ...
     parser.calls                        # complete once `finish` was called
     """
 
-    def __init__(self, style: ToolStyle, names: Collection[str], new_id: Callable[[], str] | None = None) -> None:
+    def __init__(self, style: ToolStyle, schemas: Schemas, new_id: Callable[[], str] | None = None) -> None:
+        """`schemas`: of the arguments of each tool that is offered, by its name."""
         self.calls: list[ToolCall] = []
         self._style = style
-        self._names = names
+        self._schemas = schemas
         self._marker = MARKERS[style]
+        self._markers = (self._marker, _BARE_TAG) if style == "tags" else (self._marker,) if self._marker else ()
         self._closers = _CLOSERS[style]
         self._new_id = new_id or (_short_id if style == "mistral" else _call_id)
         self._buffer = ""
         self._raw = ""  # what was read of a call whose name is not known yet
-        self._call: _CallReader | None = None
+        self._call: CallReader | None = None
         self._bare = style in ("json", "llama3")  # the text may begin with a call
         self._after = False  # a call was just read: white space and closing marks are no text
         self._out: list[Piece] = []
@@ -95,12 +99,14 @@ class ToolParser:
             return True
         if self._bare:
             return self._read_start()
-        at = self._buffer.find(self._marker) if self._marker else -1
-        if at >= 0:
+        found = [(at, mark) for mark in self._markers if (at := self._buffer.find(mark)) >= 0]
+        if found:
+            at, mark = min(found)
             self._say(self._buffer[:at])
-            self._begin(self._marker, self._buffer[at + len(self._marker) :])
+            mark = "" if mark == _BARE_TAG else mark  # it is part of the call
+            self._begin(mark, self._buffer[at + len(mark) :])
             return True
-        keep = _overlap(self._buffer, self._marker)
+        keep = max((overlap(self._buffer, mark) for mark in self._markers), default=0)
         cut = len(self._buffer) - keep
         self._say(self._buffer[:cut])
         self._buffer = self._buffer[cut:]
@@ -129,29 +135,31 @@ class ToolParser:
             if closer is None:
                 break
             self._buffer = rest[len(closer) :]
-        if not rest or any(x.startswith(rest) for x in (*self._closers, self._marker)):
+        if not rest or any(x.startswith(rest) for x in (*self._closers, *self._markers)):
             self._buffer = rest
             return False
         self._after = False
         self._buffer = rest
-        if self._style != "hermes" and rest.startswith("{"):
+        if self._style not in _TAGGED and rest.startswith("{"):
             self._begin("", rest)
         return True
 
     def _begin(self, raw: str, rest: str) -> None:
         self._raw, self._buffer = raw, rest
-        self._call = _CallReader(self._style == "mistral")
+        tagged = self._style in _TAGGED
+        self._call = AnyReader(self._schemas) if tagged else JsonReader(self._style == "mistral")
 
     def _read_call(self) -> bool:
         call = self._call
         if call is None:
             return True
         named = call.named
-        used = call.feed(self._buffer)
+        rest = call.feed(self._buffer)
         if not named:
-            self._raw += self._buffer[:used]
-        self._buffer = self._buffer[used:]
-        if call.failed or (call.named and call.name not in self._names):
+            raw = self._raw + self._buffer
+            self._raw = raw[: len(raw) - len(rest)]
+        self._buffer = rest
+        if call.failed or (call.named and call.name not in self._schemas):
             self._not_a_call()
             return True
         if call.named and not named:
@@ -175,162 +183,6 @@ class ToolParser:
     def _say(self, text: str) -> None:
         if text:
             self._out.append(text)
-
-
-class _CallReader:
-    """Reads `{"name": ..., "arguments": {...}}` character by character, in any order of its fields.
-
-    `named_first`: Mistral's `name[ARGS]{...}` is read as well."""
-
-    def __init__(self, named_first: bool) -> None:
-        self.name = ""
-        self.named = self.done = self.failed = False
-        self._named_first = named_first
-        self._phase: Callable[[str], None] = self._open
-        self._key = ""
-        self._value = ""  # of a field that is no arguments, or of arguments written as a string
-        self._arguments = ""
-        self._any = False  # arguments were there
-        self._depth = 0
-        self._string = self._escaped = False
-        self._streams = False  # the value is the arguments' object: it goes out as it comes
-        self._ends_with_value = False
-
-    def feed(self, text: str) -> int:
-        """Reads; how many characters belonged to the call."""
-        for at, character in enumerate(text):
-            self._phase(character)
-            if self.failed or self.done:
-                return at + 1
-        return len(text)
-
-    def take(self) -> str:
-        """The arguments that came since the last time."""
-        out, self._arguments = self._arguments, ""
-        return out
-
-    def _open(self, character: str) -> None:
-        if character == "{":
-            self._phase = self._field
-        elif self._named_first and character not in "[,]" and not character.isspace():
-            self._phase = self._first_name
-            self._value = character
-        elif not character.isspace() and character not in "[,":
-            self.failed = True
-
-    def _first_name(self, character: str) -> None:
-        if character != "{":
-            self._value += character
-            self.failed = len(self._value) > 80
-            return
-        self.name, self.named = self._value.partition("[")[0].strip(), True
-        self._key, self._ends_with_value = "arguments", True
-        self._phase = self._inside
-        self._begin_value(character)
-
-    def _field(self, character: str) -> None:
-        if character == '"':
-            self._key, self._escaped = "", False
-            self._phase = self._in_key
-        elif character == "}":
-            self._end()
-        elif not character.isspace() and character != ",":
-            self.failed = True
-
-    def _in_key(self, character: str) -> None:
-        if character == '"' and not self._escaped:
-            self._phase = self._colon
-            return
-        self._escaped = character == "\\" and not self._escaped
-        self._key += character
-        self.failed = len(self._key) > 80
-
-    def _colon(self, character: str) -> None:
-        if character == ":":
-            self._phase = self._before_value
-        elif not character.isspace():
-            self.failed = True
-
-    def _before_value(self, character: str) -> None:
-        if not character.isspace():
-            self._phase = self._inside
-            self._begin_value(character)
-
-    def _begin_value(self, character: str) -> None:
-        self._depth, self._string, self._escaped, self._value = 0, False, False, ""
-        self._streams = self._key in _ARGUMENT_KEYS and character == "{"
-        self._any = self._any or self._streams
-        self._inside(character)
-
-    def _inside(self, character: str) -> None:
-        """Inside of a field's value."""
-        if self._string:
-            self._keep(character)
-            if self._escaped:
-                self._escaped = False
-            elif character == "\\":
-                self._escaped = True
-            elif character == '"':
-                self._string = False
-                self._end_value(not self._depth)
-            return
-        if not self._depth and character in ",}":  # after a number, true, false, null
-            self._end_value(True)
-            self._field(character)
-            return
-        self._keep(character)
-        if character == '"':
-            self._string = True
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
-            self._end_value(not self._depth)
-
-    def _keep(self, character: str) -> None:
-        if self._streams:
-            self._arguments += character
-        else:
-            self._value += character
-            self.failed = self.failed or len(self._value) > 1_000_000
-
-    def _end_value(self, ended: bool) -> None:
-        if not ended:
-            return
-        self._phase = self._field
-        if not self._streams:
-            self._take_value()
-        if self._ends_with_value:
-            self._end()
-
-    def _take_value(self) -> None:
-        try:
-            value = json.loads(self._value)
-        except (ValueError, RecursionError):
-            self.failed = not self.named
-            return
-        if self._key in _NAME_KEYS and isinstance(value, str) and not self.named:
-            self.name, self.named = value, True
-        elif self._key in _ARGUMENT_KEYS and value is not None:
-            # some models write the arguments as JSON in a string
-            self._arguments += value if isinstance(value, str) else json.dumps(value)
-            self._any = True
-
-    def _end(self) -> None:
-        if not self.named:
-            self.failed = True
-            return
-        if not self._any:
-            self._arguments += "{}"
-        self.done = True
-
-
-def _overlap(text: str, marker: str) -> int:
-    """How many characters at the end of the text may begin the marker."""
-    for size in range(min(len(text), len(marker) - 1), 0, -1):
-        if text.endswith(marker[:size]):
-            return size
-    return 0
 
 
 def _call_id() -> str:

@@ -3,6 +3,8 @@
 Models write calls in the form that their chat template taught them:
 
 hermes    <tool_call>{"name": ..., "arguments": {...}}</tool_call>     Hermes, Qwen, and whatever Pelton describes tools to
+tags      <tool_call><function=...><parameter=...>...</parameter></function></tool_call>       Qwen3-Coder; a call that is
+          forced is JSON there, so that every schema can be held to, and is read as such
 llama3    {"name": ..., "parameters": {...}}                           alone, or after <|python_tag|>; several with ;
 mistral   [TOOL_CALLS][{"name": ..., "arguments": {...}}]              or [TOOL_CALLS]name[ARGS]{...}
 json      {"name": ..., "arguments": {...}}                            alone, in a list, or in a fence of Markdown
@@ -21,12 +23,14 @@ from pelton.errors import InvalidInput, TooLarge, Unsupported
 from pelton.language import schema as schemas
 from pelton.language.card import Card, ToolStyle
 from pelton.language.grammar_spec import GrammarSpec
+from pelton.language.reasoning import Marks
 from pelton.language.tokenizer import Tokenizer
 
 MOST_TOOLS: Final = 128
 MOST_CALLS: Final = 16  # in one answer, where a grammar forces them
 MARKERS: Final[Mapping[ToolStyle, str]] = {
     "hermes": "<tool_call>",
+    "tags": "<tool_call>",
     "llama3": "<|python_tag|>",
     "mistral": "[TOOL_CALLS]",
     "json": "",
@@ -42,6 +46,8 @@ def style_of(template: str) -> ToolStyle:
     """How a model of this chat template writes calls."""
     if "[TOOL_CALLS]" in template:
         return "mistral"
+    if "<function=" in template and "<parameter=" in template:
+        return "tags"
     if "<tool_call>" in template or not uses_tools(template):
         return "hermes"
     return "llama3" if "<|python_tag|>" in template or '"parameters": ' in template else "json"
@@ -112,13 +118,13 @@ def forcing_grammar(
 
 def _start(style: ToolStyle, parallel: bool, tokenizer: Tokenizer) -> str:
     more = MOST_CALLS - 1 if parallel else 0
-    if style == "hermes":
-        one = f"{_literal('<tool_call>', tokenizer)} {_NEWLINE} call {_NEWLINE} {_literal('</tool_call>', tokenizer)}"
+    if style in ("hermes", "tags"):
+        one = f"{literal('<tool_call>', tokenizer)} {_NEWLINE} call {_NEWLINE} {literal('</tool_call>', tokenizer)}"
         return _repeated(one, _NEWLINE, more)
     if style == "llama3":
         return _repeated("call", _text("; "), more)
     if style == "mistral":
-        return _listed(more, f"{_literal('[TOOL_CALLS]', tokenizer)} ")
+        return _listed(more, f"{literal('[TOOL_CALLS]', tokenizer)} ")
     return _listed(more) if parallel else "start: call"
 
 
@@ -131,7 +137,7 @@ def _listed(more: int, before: str = "") -> str:
     return f'start: {before}"[" call{rest} "]"'
 
 
-def _literal(text: str, tokenizer: Tokenizer) -> str:
+def literal(text: str, tokenizer: Tokenizer) -> str:
     """A marker in a grammar: the token of that name where there is one (a grammar's text is never matched by an added
     token, special or not), else its characters."""
     token = tokenizer.id_of(text)
@@ -142,7 +148,9 @@ def _text(text: str) -> str:
     return json.dumps(text)
 
 
-def shown(tokenizer: Tokenizer) -> frozenset[int]:
-    """Control tokens that a `TextStream` must show so that calls can be read."""
-    ids = (tokenizer.id_of(marker) for marker in (*MARKERS.values(), *END_MARKERS) if marker)
+def shown(tokenizer: Tokenizer, calls: bool, marks: Marks | None) -> frozenset[int]:
+    """Control tokens that a `TextStream` must show so that calls of tools, and thoughts, can be read."""
+    names = [*MARKERS.values(), *END_MARKERS] if calls else []
+    names += [marks.begin, marks.end] if marks is not None else []
+    ids = (tokenizer.id_of(name) for name in names if name)
     return frozenset(token for token in ids if token in tokenizer.special_ids and token is not None)

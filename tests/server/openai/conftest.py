@@ -11,17 +11,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for echo_api and echo_model, which the tests share
 
 from echo_api import Api, serving
-from echo_model import add, add_embedding, add_speech
+from echo_model import THINKING, add, add_embedding, add_speech
 
 
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A server with "echo" (chats), "base" (only completes) and "small" (64 tokens of context)."""
+    """A server with "echo" (chats), "base" (only completes), "small" (64 tokens of context), "thinker" (thinks first)."""
     home = tmp_path_factory.mktemp("openai")
     add(home)
     add(home, "base", chat=False)
     add(home, "small", context=64)
-    with serving(home, "echo", "base", "small") as api:
+    add(home, "thinker", template=THINKING)
+    with serving(home, "echo", "base", "small", "thinker") as api:
         yield api
 
 

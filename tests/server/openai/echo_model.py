@@ -9,6 +9,7 @@ from typing import Any
 from echo_tokenizer import tokenizer
 
 from pelton import language, packages
+from pelton.language.tools import uses_tools
 from pelton.packages import Manifest, Slo
 from pelton.packages import preprocess as pre
 from pelton.packages.python_source import inspect_class
@@ -23,14 +24,25 @@ TEMPLATE = (
 )
 
 
-def add(home: Path, name: str = "echo", chat: bool = True, **options: Any) -> str:
+THINKING = (  # says what the user said; with `open`, after the mark that begins thoughts
+    "{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}"
+    "{% if open %}<think>\n{% endif %}{# the answer stands after </think>, and tools are not shown #}"
+)
+
+
+def add(home: Path, name: str = "echo", chat: bool = True, template: str = TEMPLATE, **options: Any) -> str:
     """Adds the package to the registry of `home`; `options` are those of pelton.toml. Returns its version."""
     folder = home / "made" / f"{name}-{len(list(home.glob('made/*')))}"
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_bytes(tokenizer())
     (folder / "weights.none").write_bytes(b"none")
     card = language.Card(
-        VOCABULARY, options.get("context", 8192), name, eos=END, chat_template=TEMPLATE if chat else ""
+        VOCABULARY,
+        options.get("context", 8192),
+        name,
+        eos=END,
+        chat_template=template if chat else "",
+        tools_in_template=uses_tools(template),
     )
     language.card.write(card, folder)
     signature = Signature((TensorSpec("prompt", "BYTES"),), (TensorSpec("text", "BYTES"),))

@@ -215,3 +215,41 @@ def test_only_the_allowed_tools_can_be_called(api: Api):
     assert {call["function"]["name"] for call in calls} == {"weather"}
     allowed["tools"] = [{"type": "function", "function": {"name": "another"}}]
     assert api.chat(tools=[other, WEATHER], tool_choice=choice).error["param"] == "tool_choice"
+
+
+def test_functions_are_the_older_form_of_tools(api: Api):
+    asked = {"functions": [WEATHER["function"]], "function_call": {"name": "weather"}, "temperature": 0}
+    reply = api.chat(**asked)
+    told = message(reply)
+    assert "tool_calls" not in told
+    assert told["function_call"]["name"] == "weather"
+    assert list(json.loads(told["function_call"]["arguments"])) == ["city"]
+    assert reply.json["choices"][0]["finish_reason"] == "function_call"
+    deltas = [choice["delta"] for event in api.chat_events(**asked) for choice in event["choices"]]
+    calls = [delta["function_call"] for delta in deltas if "function_call" in delta]
+    assert [call["name"] for call in calls if "name" in call] == ["weather"]
+    assert "".join(call["arguments"] for call in calls) == told["function_call"]["arguments"]
+    history = [*user("hello"), told, {"role": "function", "name": "weather", "content": "rain"}]
+    assert api.ask(CHAT, {"model": "echo", "messages": history, "max_tokens": 1}).status == 200
+    free = message(api.chat(functions=[WEATHER["function"]], function_call="none", temperature=0))
+    assert "function_call" not in free
+
+
+ASKED_FOR = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+ANSWER = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ([ANSWER], "messages[1].tool_call_id"),
+        ([{"role": "assistant", "tool_calls": [ASKED_FOR]}], "messages[1].tool_calls[0]"),
+        ([{"role": "assistant", "tool_calls": [ASKED_FOR]}, *user("and?")], "messages[1].tool_calls[0]"),
+        ([{"role": "assistant", "tool_calls": [ASKED_FOR]}, ANSWER, ANSWER], "messages[3].tool_call_id"),
+        ([{"role": "assistant", "tool_calls": [ASKED_FOR]}, {**ANSWER, "tool_call_id": "c2"}], "messages[2].tool_call_id"),
+        ([{"role": "function", "name": "weather", "content": "rain"}], "messages[1].tool_call_id"),
+    ],
+)  # fmt: skip
+def test_calls_and_answers_of_tools_belong_together(api: Api, more: list[Any], param: str):
+    reply = api.ask(CHAT, {"model": "echo", "messages": [*user("hello"), *more]})
+    assert (reply.status, reply.error["param"]) == (400, param)

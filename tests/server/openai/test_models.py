@@ -8,8 +8,8 @@ from echo_api import Api
 def test_one_list_serves_both_kinds_of_clients(api: Api):
     told = api.get("/v1/models").json
     assert told["object"] == "list"
-    assert told["models"] == ["base", "echo", "small"]
-    assert [model["id"] for model in told["data"]] == ["base", "echo", "small"]
+    assert told["models"] == ["base", "echo", "small", "thinker"]
+    assert [model["id"] for model in told["data"]] == ["base", "echo", "small", "thinker"]
     for model in told["data"]:
         assert model["object"] == "model"
         assert model["owned_by"] == "pelton"

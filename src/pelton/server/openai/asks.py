@@ -81,6 +81,8 @@ class ChatAsk(SamplingAsk, kw_only=True, forbid_unknown_fields=True):
     response_format: dict[str, Any] | None = None
     tools: Annotated[list[dict[str, Any]], Meta(max_length=128)] = []
     tool_choice: str | dict[str, Any] | None = None
+    functions: Annotated[list[dict[str, Any]], Meta(max_length=128)] = []  # tools, as they were told at first
+    function_call: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     modalities: tuple[str, ...] = ("text",)
     reasoning_effort: str | None = None
@@ -145,8 +147,6 @@ _NO_SEARCH: Final = "This server searches nothing."
 CHAT_REFUSED: Final = {
     "audio": _TEXT_ONLY,
     "web_search_options": _NO_SEARCH,
-    "functions": "Use 'tools' instead.",
-    "function_call": "Use 'tool_choice' instead.",
 }
 RESPONSE_REFUSED: Final = {
     "conversation": "Conversations are not kept; use 'previous_response_id'.",

@@ -11,9 +11,10 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from pelton.errors import InvalidInput, PeltonError, Unsupported
-from pelton.language import Language, Tokenizer
+from pelton.language import Language, Tokenizer, reasoning
 from pelton.language import tools as tool_calls
-from pelton.language.tool_parser import CallPiece, Piece, ToolParser
+from pelton.language.reasoning import Marks, Thought
+from pelton.language.tool_parser import CallPiece
 from pelton.runtimes.language import Facts
 from pelton.server.openai import asks, errors, messages, output_form, plan, receipts
 from pelton.server.openai.asks import ChatAsk
@@ -24,6 +25,7 @@ from pelton.server.openai.endpoint import PROTOCOL, Target, find, in_turn, langu
 from pelton.server.openai.errors import invalid, unsupported
 from pelton.server.openai.output_form import Form, Tools
 from pelton.server.openai.plan import Plan
+from pelton.server.openai.readers import Part, Readers, call_of
 from pelton.server.openai.run import Choice, Logged, Run
 from pelton.server.openai.stream import DONE, HEAD, Application, EventStream, Whole, encode
 from pelton.server.openai.token_logprobs import for_chat
@@ -47,6 +49,8 @@ class Chat:
     form: Form
     tools: Tools
     ignored: list[str]
+    marks: Marks | None = None  # of thoughts that the answer may have
+    inside: bool = False  # the prompt has begun them
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(14)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -54,6 +58,11 @@ class Chat:
     def logprobs(self) -> int | None:
         """How many likely tokens beside each token are told; None: no logprobs."""
         return (self.ask.top_logprobs or 0) if self.ask.logprobs else None
+
+    @property
+    def legacy(self) -> bool:
+        """Tools are told as functions, as they were at first."""
+        return bool(self.ask.functions)
 
     @property
     def model(self) -> str:
@@ -73,16 +82,32 @@ class ChatRoute:
         target = await find(self._site, ask.model, caller.key)
         language, facts = language_of(target.served)
         form = output_form.form_of(ask.response_format)
-        tools = output_form.tools_of(ask.tools, ask.tool_choice, ask.parallel_tool_calls)
+        tools = _tools(ask)
         chat = Chat(ask, caller, target, language, facts, form, tools, ignored)
         made = await planned(chat)
         return answering(self._site, chat, made)
+
+
+def _tools(ask: ChatAsk) -> Tools:
+    if ask.functions:
+        return output_form.functions_of(ask.functions, ask.function_call)
+    return output_form.tools_of(ask.tools, ask.tool_choice, ask.parallel_tool_calls)
 
 
 def check(ask: ChatAsk, ignored: list[str]) -> None:
     """What fields may not say together, and values that are not served. Raises ApiError."""
     if ask.top_logprobs is not None and not ask.logprobs:
         raise invalid("Invalid value for 'top_logprobs': it needs 'logprobs' to be true.", "top_logprobs")
+    if ask.functions and (ask.tools or ask.tool_choice is not None):
+        raise invalid("Invalid value for 'functions': it is the older form of 'tools'; send one of them.", "functions")
+    if ask.function_call is not None and not ask.functions:
+        raise invalid("Invalid value for 'function_call': it needs 'functions'.", "function_call")
+    limits = {ask.max_tokens, ask.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise invalid(
+            "Invalid value for 'max_tokens': it is the older name of 'max_completion_tokens'; send one of them.",
+            "max_tokens",
+        )
     if ask.stream_options is not None:
         check_stream_options(ask, ignored)
     if ask.modalities != ("text",):
@@ -122,7 +147,6 @@ async def planned(chat: Chat) -> Plan:
     size = sum(len(message["content"].encode("utf-8", "replace")) for message in told)
     plan.check_text(size, plan.room(facts), "messages")
     shown = chat.tools.told() or None
-    grammar = await grammar_of(chat.form, chat.tools, language)
     sampling = plan.sampling(ask, facts, language.card.vocab_size, language.card.defaults)
     sampling = plan.with_logprobs(sampling, chat.logprobs, facts, "top_logprobs")
     stops = plan.stops(ask)
@@ -130,6 +154,9 @@ async def planned(chat: Chat) -> Plan:
         prompt = await in_turn(size, lambda: language.encode_chat(told, shown, **ask.chat_template_kwargs))
     except (InvalidInput, Unsupported) as error:
         raise refusal(error, "messages") from None
+    chat.marks = language.marks
+    chat.inside = chat.marks is not None and reasoning.opened(chat.marks, prompt, language.tokenizer)
+    grammar = await grammar_of(chat.form, chat.tools, language, chat.inside)
     limit = ask.max_completion_tokens if ask.max_completion_tokens is not None else ask.max_tokens
     plan.check_length((prompt,), limit, plan.room(facts), "messages")
     plan.check_runs(ask.n, "n")
@@ -144,7 +171,7 @@ async def planned(chat: Chat) -> Plan:
         stops=stops,
         grammar=plan.grammar(grammar, facts, "response_format" if chat.form.kind != "text" else "tool_choice"),
         logprobs=chat.logprobs,
-        show=tool_calls.shown(language.tokenizer) if chat.tools.names else frozenset(),
+        show=tool_calls.shown(language.tokenizer, bool(chat.tools.names), chat.marks),
         route=chat.target.route,
         key=chat.target.key,
     )
@@ -162,62 +189,6 @@ def answering(site: Site, chat: Chat, made: Plan) -> Application:
     whole = ChatWhole(chat, known)
     whole.run = whole.work = Run(site.engine, served, chat.language, made, chat.caller, whole)
     return whole
-
-
-class Readers:
-    """Takes calls of tools out of the text of each choice."""
-
-    def __init__(self, chat: Chat) -> None:
-        self._chat = chat
-        self._names = frozenset(chat.tools.names)
-        self._of: dict[int, ToolParser] = {}
-
-    def push(self, choice: Choice, text: str) -> list[Piece]:
-        """What is certain now."""
-        if not self._names:
-            return [text]
-        reader = self._of.get(choice.index)
-        if reader is None:
-            reader = self._of[choice.index] = ToolParser(self._chat.language.card.tool_style, self._names)
-        pieces = reader.push(text)
-        if not self._chat.tools.parallel and reader.calls and reader.calls[0].complete:
-            choice.end("stop")
-            return _first_call(pieces)
-        return pieces
-
-    def finish(self, choice: Choice) -> list[Piece]:
-        """The rest."""
-        reader = self._of.get(choice.index)
-        if reader is None or (not self._chat.tools.parallel and reader.calls):
-            return []
-        return reader.finish()
-
-    def calls(self, choice: Choice) -> list[Json]:
-        reader = self._of.get(choice.index)
-        made = reader.calls if reader is not None else []
-        return [_call(one.id, one.name, one.arguments) for one in made[: None if self._chat.tools.parallel else 1]]
-
-    def reason(self, choice: Choice) -> str:
-        """`finish_reason`."""
-        reader = self._of.get(choice.index)
-        called = reader is not None and bool(reader.calls)
-        return "tool_calls" if called and choice.finish_reason == "stop" else choice.finish_reason
-
-
-def _first_call(pieces: Sequence[Piece]) -> list[Piece]:
-    """What comes up to the end of the first call."""
-    kept: list[Piece] = []
-    called = False
-    for piece in pieces:
-        if piece.index > 0 if isinstance(piece, CallPiece) else called:
-            break
-        called = isinstance(piece, CallPiece)
-        kept.append(piece)
-    return kept
-
-
-def _call(call_id: str, name: str, arguments: str) -> Json:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 class ChatWhole(Whole):
@@ -244,7 +215,7 @@ class ChatWhole(Whole):
             "created": chat.created,
             "model": chat.model,
             "choices": [self._choice(choice) for choice in run.choices],
-            "usage": receipts.usage(run),
+            "usage": receipts.usage(run, self._readers.thought_tokens()),
             "service_tier": "default",
             "system_fingerprint": receipts.fingerprint(run.served),
         }
@@ -260,8 +231,11 @@ class ChatWhole(Whole):
         text: str | None = self.text(choice)
         message: Json = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
         calls = self._readers.calls(choice)
+        if thought := self._readers.thought(choice):
+            message |= {"content": text or None, "reasoning_content": thought}
         if calls:
-            message |= {"content": text if text and text.strip() else None, "tool_calls": calls}
+            message["content"] = text if text and text.strip() else None
+            message |= {"function_call": calls[0]["function"]} if chat.legacy else {"tool_calls": calls}
         return {
             "index": choice.index,
             "message": message,
@@ -270,8 +244,8 @@ class ChatWhole(Whole):
         }
 
 
-def _texts(pieces: Sequence[Piece]) -> list[str]:
-    return [piece for piece in pieces if isinstance(piece, str)]
+def _texts(parts: Sequence[Part]) -> list[str]:
+    return [part for part in parts if isinstance(part, str)]
 
 
 class ChatEvents:
@@ -323,7 +297,8 @@ class ChatEvents:
         assert self.run is not None
         receipt = receipts.receipt(self.run) if self._chat.caller.receipt else None
         if self._usage or receipt is not None:
-            last: Json = {**self._shared, "choices": [], "usage": receipts.usage(self.run) if self._usage else None}
+            usage = receipts.usage(self.run, self._readers.thought_tokens()) if self._usage else None
+            last: Json = {**self._shared, "choices": [], "usage": usage}
             if receipt is not None:
                 last["receipt"] = receipt
             self._stream.push(b"data: %b\n\n" % encode(last))
@@ -335,12 +310,11 @@ class ChatEvents:
 
     # ---- chunks
 
-    def _piece(self, index: int, piece: Piece, logprobs: Json | None) -> None:
+    def _piece(self, index: int, piece: Part, logprobs: Json | None) -> None:
         if isinstance(piece, CallPiece):
-            call: Json = {"index": piece.index, "function": {"arguments": piece.arguments}}
-            if piece.id:
-                call = {"index": piece.index, **_call(piece.id, piece.name, piece.arguments)}
-            self._chunk(index, {"tool_calls": [call]}, logprobs, None)
+            self._chunk(index, _call_delta(piece, self._chat.legacy), logprobs, None)
+        elif isinstance(piece, Thought):
+            self._chunk(index, {"reasoning_content": piece.text}, logprobs, None)
         elif logprobs is None:
             self._stream.push(b'%b%d,"delta":{"content":%b%b' % (self._head, index, encode(piece), self._plain_tail))
         else:
@@ -356,6 +330,15 @@ class ChatEvents:
             index, encode(delta), encode(logprobs), encode(finish_reason),
         )  # fmt: skip
         self._stream.push(self._head + rest + self._tail)
+
+
+def _call_delta(piece: CallPiece, legacy: bool) -> Json:
+    """A call's name and id come once."""
+    if legacy:
+        return {"function_call": {"name": piece.name, "arguments": ""} if piece.id else {"arguments": piece.arguments}}
+    if piece.id:
+        return {"tool_calls": [{"index": piece.index, **call_of(piece.id, piece.name, piece.arguments)}]}
+    return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.arguments}}]}
 
 
 def error_event(error: errors.ApiError) -> bytes:

@@ -12,6 +12,7 @@ from pelton.errors import InvalidInput, PeltonError
 from pelton.language import GrammarSpec, Language
 from pelton.language import schema as schemas
 from pelton.language import tools as calls
+from pelton.language.reasoning import Marks
 from pelton.server.openai.endpoint import in_turn
 from pelton.server.openai.errors import ApiError, invalid
 from pelton.server.openai.output_form import Form, Tools
@@ -20,18 +21,21 @@ PLACE: Final = re.compile(r"^([a-z_]+[A-Za-z0-9_.$\[\]-]*)(?::|$)")
 START: Final = "start: "
 
 
-async def grammar_of(form: Form, tools: Tools, language: Language) -> GrammarSpec | None:
-    """None: any text may come. Raises ApiError for a schema that cannot be held to."""
+async def grammar_of(form: Form, tools: Tools, language: Language, inside: bool = False) -> GrammarSpec | None:
+    """None: any text may come. Thoughts may come before what is held to a form; `inside`: the prompt has begun them.
+
+    Raises ApiError for a schema that cannot be held to."""
     if form.kind == "text" and not tools.names:
         return None
-    return await in_turn(form.size + tools.size, lambda: _checked(form, tools, language))
+    return await in_turn(form.size + tools.size, lambda: _checked(form, tools, language, inside))
 
 
-def _checked(form: Form, tools: Tools, language: Language) -> GrammarSpec | None:
+def _checked(form: Form, tools: Tools, language: Language, inside: bool) -> GrammarSpec | None:
     try:
-        return _made(form, tools, language)
+        spec = _made(form, tools, language)
     except InvalidInput as error:
         raise refusal(error, "tools" if tools.names else form.at) from None
+    return spec if spec is None or language.marks is None else _thoughtful(spec, language, language.marks, inside)
 
 
 def _made(form: Form, tools: Tools, language: Language) -> GrammarSpec | None:
@@ -44,24 +48,35 @@ def _made(form: Form, tools: Tools, language: Language) -> GrammarSpec | None:
     if spec is None:
         return None
     if calling is not None and not tools.forced:
-        spec = _either(calling, spec)
+        spec = GrammarSpec("lark", f"start: calls | answer\n{_rule('calls', calling)}\n{_rule('answer', spec)}")
     from pelton.language import grammar  # needs an extra
 
     grammar.check(spec, form.at if spec.kind == "json_schema" else "tools" if tools.forced else form.at)
     return spec
 
 
+def _rule(name: str, spec: GrammarSpec) -> str:
+    """A grammar as a rule of another one."""
+    if spec.kind == "lark":
+        return f"{name}: {spec.text.removeprefix(START)}"
+    schema = schemas.bounded(msgspec.json.decode(spec.text or b'{"type": "object"}'))
+    return f"{name}: %json {json.dumps(schema)}"
+
+
+def _thoughtful(spec: GrammarSpec, language: Language, marks: Marks, inside: bool) -> GrammarSpec:
+    """The same with thoughts before it."""
+    begin, end = (calls.literal(mark, language.tokenizer) for mark in (marks.begin, marks.end))
+    any_text = "/(.|\\n)*/"
+    thought = f"thought: {any_text} {end}" if end.startswith("<[") else f"thought[suffix={end}]: {any_text}"
+    before = "thought space" if inside else f"({begin} thought space)?"
+    rules = [f"start: {before} held", thought, "space: /[ \\n]{0,8}/", _rule("held", spec)]
+    return GrammarSpec("lark", "\n".join(rules))
+
+
 def _of(form: Form) -> GrammarSpec | None:
     if form.schema is not None:
         return schemas.json_schema(form.schema, bool(form.strict), form.at)
     return GrammarSpec("json_object") if form.kind == "json_object" else None
-
-
-def _either(calling: GrammarSpec, answer: GrammarSpec) -> GrammarSpec:
-    """A call of a tool, or an answer of the form."""
-    schema = json.dumps(schemas.bounded(msgspec.json.decode(answer.text or b'{"type": "object"}')))
-    rest = calling.text.removeprefix(START)
-    return GrammarSpec("lark", f"start: calls | answer\ncalls: {rest}\nanswer: %json {schema}")
 
 
 def refusal(error: PeltonError, param: str) -> ApiError:

@@ -18,8 +18,9 @@ ROLES: Final = {
     "user": ("name",),
     "assistant": ("name", "tool_calls", "refusal", "audio", "function_call", "annotations", *REASONING),
     "tool": ("tool_call_id", "name"),
+    "function": ("name",),  # a tool, as it was told at first
 }
-EMPTY_ONLY: Final = ("audio", "function_call", "annotations")  # come back from clients that resend what they got
+EMPTY_ONLY: Final = ("audio", "annotations")  # come back from clients that resend what they got
 PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 OTHER_PARTS: Final = ("image_url", "input_audio", "file", "input_image", "input_file", "video_url", "audio_url")
 TOOL_NAME: Final = re.compile(r"[a-zA-Z0-9_.\-]{1,128}")
@@ -28,7 +29,9 @@ MAX_CALLS: Final = 128
 
 def checked(messages: list[Json], at: str = "messages") -> list[Json]:
     """Every message with its content as text; fields that are not set are left out. Raises ApiError."""
-    return [_message(message, f"{at}[{index}]") for index, message in enumerate(messages)]
+    made = [_message(message, f"{at}[{index}]") for index, message in enumerate(messages)]
+    _check_calls(made, at)
+    return made
 
 
 def text_of(content: Any, at: str) -> str:
@@ -42,8 +45,6 @@ def text_of(content: Any, at: str) -> str:
 
 def _message(message: Json, at: str) -> Json:
     role = message.get("role")
-    if role == "function":
-        raise unsupported(f"Unsupported value: '{at}.role'. Use 'tool' instead of 'function'.", f"{at}.role")
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(f"'{name}'" for name in ROLES)
         raise invalid(f"Invalid value for '{at}.role': supported values are {known}.", f"{at}.role")
@@ -60,6 +61,8 @@ def _message(message: Json, at: str) -> Json:
         made["name"] = _string(fields["name"], f"{at}.name")
     if role == "tool":
         made["tool_call_id"] = _string(fields.get("tool_call_id"), f"{at}.tool_call_id")
+    elif role == "function":
+        made |= {"role": "tool", "tool_call_id": function_id(_string(fields.get("name"), f"{at}.name"))}
     if role == "assistant":
         _of_assistant(made, fields, at)
     elif content is None:
@@ -80,18 +83,57 @@ def _of_assistant(made: Json, fields: Json, at: str) -> None:
             raise invalid(f"Invalid type for '{at}.tool_calls': expected an array of at most {MAX_CALLS}.", at)
         if calls:
             made["tool_calls"] = [_call(call, f"{at}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    if "function_call" in fields and not calls:
+        given = fields["function_call"]
+        call = _call({"function": given}, f"{at}.function_call", f"{at}.function_call")
+        made["tool_calls"] = [{**call, "id": function_id(call["function"]["name"])}]
     if not any(name in fields for name in ("content", "refusal", *REASONING)) and not made.get("tool_calls"):
         raise invalid(f"Invalid value for '{at}': an assistant's message has 'content' or 'tool_calls'.", at)
 
 
-def _call(call: Any, at: str) -> Json:
+def function_id(name: str) -> str:
+    """Functions, which were called one at a time, had no id of a call."""
+    return f"call_{name}"
+
+
+def _check_calls(messages: list[Json], at: str) -> None:
+    """What tools answer follows the calls, and every call of earlier messages has its answer. Raises ApiError."""
+    open_calls: dict[str, str] = {}  # id -> where it stands
+    for index, message in enumerate(messages):
+        place = f"{at}[{index}]"
+        if message["role"] == "tool":
+            name = message["tool_call_id"]
+            if open_calls.pop(name, None) is None:
+                raise invalid(
+                    f"Invalid value for '{place}.tool_call_id': {name[:60]!r} is no call of the assistant's message before "
+                    "it that still waits for its answer. A tool's message follows the message with its call.",
+                    f"{place}.tool_call_id",
+                )
+            continue
+        _check_answered(open_calls)
+        calls = message.get("tool_calls", ())
+        open_calls = {call["id"]: f"{place}.tool_calls[{number}]" for number, call in enumerate(calls) if "id" in call}
+    _check_answered(open_calls)
+
+
+def _check_answered(open_calls: dict[str, str]) -> None:
+    for name, place in open_calls.items():
+        raise invalid(
+            f"Invalid value for '{place}': the call {name[:60]!r} has no answer. Send a message with the role 'tool' and "
+            "this 'tool_call_id' after it, or leave the call out.",
+            place,
+        )
+
+
+def _call(call: Any, at: str, inner: str = "") -> Json:
     if not isinstance(call, dict) or call.get("type", "function") != "function":
         raise invalid(f"Invalid value for '{at}': expected a call of a function.", at)
     function = call.get("function")
+    inner = inner or f"{at}.function"
     if not isinstance(function, dict):
-        raise missing(f"{at}.function")
-    name = tool_name(function.get("name"), f"{at}.function.name")
-    arguments = _string(function.get("arguments"), f"{at}.function.arguments").strip() or "{}"
+        raise missing(inner)
+    name = tool_name(function.get("name"), f"{inner}.name")
+    arguments = _string(function.get("arguments"), f"{inner}.arguments").strip() or "{}"
     made: Json = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if call.get("id") is not None:
         made["id"] = _string(call["id"], f"{at}.id")

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from pelton.server.openai.decoding import convert, unknown_field
-from pelton.server.openai.errors import invalid, missing, unsupported
+from pelton.server.openai.errors import ApiError, invalid, missing, unsupported
 
 Json = dict[str, Any]
 
@@ -135,6 +135,21 @@ def tools_of(tools: list[Json], choice: Any, parallel: bool) -> Tools:
         names, choice = _allowed(choice, names)
         functions = [function for function in functions if function.name in names]
     return Tools(tuple(functions), _choice(choice, names), parallel, size)
+
+
+def functions_of(functions: list[Json], choice: Any) -> Tools:
+    """`functions` and `function_call`, the older form of tools: of them one call at most is made. Raises ApiError."""
+    if isinstance(choice, dict):
+        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    elif choice == "required":
+        choice = "?"
+    try:
+        return tools_of([{"type": "function", "function": one} for one in functions], choice, parallel=False)
+    except ApiError as error:
+        old = error.param or ""
+        param = old.replace("tools", "functions").replace(".function", "", 1).replace("tool_choice", "function_call")
+        message = str(error).replace(old, param).replace("in 'tools'", "in 'functions'")
+        raise ApiError(message, param, error.code, error.status, error.kind) from None
 
 
 def _allowed(choice: Json, names: list[str]) -> tuple[list[str], str]:

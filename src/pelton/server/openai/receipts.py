@@ -11,8 +11,8 @@ from pelton.server.openai.run import Run
 Json = dict[str, Any]
 
 
-def usage(run: Run) -> Json:
-    """Each prompt counts once, however many choices it has."""
+def usage(run: Run, thought: int = 0) -> Json:
+    """Each prompt counts once, however many choices it has. `thought`: tokens of the outputs that are thoughts."""
     prompts = sum(map(len, run.plan.prompts))
     said = sum(choice.completion_tokens for choice in run.choices)
     return {
@@ -21,7 +21,7 @@ def usage(run: Run) -> Json:
         "total_tokens": prompts + said,
         "prompt_tokens_details": {"cached_tokens": cached(run), "audio_tokens": 0},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": thought,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,

@@ -6,15 +6,18 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from pelton.language.tool_parser import CallPiece, Piece
+from pelton.language.reasoning import Thought
+from pelton.language.tool_parser import CallPiece
 from pelton.server.openai.errors import ApiError, invalid, unsupported
 from pelton.server.openai.messages import text_of
+from pelton.server.openai.readers import Part
 
 Json = dict[str, Any]
 Emit = Callable[[str, Json], None]
 
 MESSAGE_FIELDS: Final = frozenset(("type", "role", "content", "id", "status", "phase"))
 CALL_FIELDS: Final = frozenset(("type", "id", "call_id", "name", "arguments", "status", "namespace", "caller"))
+REASONING_FIELDS: Final = frozenset(("type", "id", "summary", "content", "encrypted_content", "status"))
 OUTPUT_FIELDS: Final = frozenset(("type", "id", "call_id", "output", "status", "caller"))
 
 
@@ -40,10 +43,14 @@ def _item(item: Json, at: str, find: Callable[[str], Json | None]) -> Json:
                 f"Item {str(fields.get('id'))[:80]!r} is not kept here (any more).", f"{at}.id", "item_not_found", 404
             )
         return found
-    known = {"message": MESSAGE_FIELDS, "function_call": CALL_FIELDS, "function_call_output": OUTPUT_FIELDS}
+    known = {
+        "message": MESSAGE_FIELDS, "function_call": CALL_FIELDS, "function_call_output": OUTPUT_FIELDS,
+        "reasoning": REASONING_FIELDS,
+    }  # fmt: skip
     if not isinstance(kind, str) or kind not in known:
         raise unsupported(
-            f"Unsupported value: '{at}.type' is {str(kind)[:60]!r}; messages and calls are taken.", f"{at}.type"
+            f"Unsupported value: '{at}.type' is {str(kind)[:60]!r}; messages, calls and reasoning are taken.",
+            f"{at}.type",
         )
     for name in fields:
         if name not in known[kind]:
@@ -59,29 +66,45 @@ def _item(item: Json, at: str, find: Callable[[str], Json | None]) -> Json:
 
 
 def _prefix(kind: str) -> str:
-    return {"message": "msg", "function_call": "fc"}.get(kind, "fco")
+    return {"message": "msg", "function_call": "fc", "reasoning": "rs"}.get(kind, "fco")
 
 
 def messages_of(items: Sequence[Json], at: str = "input") -> list[Json]:
-    """Items as chat messages; calls that follow each other are one message. Raises ApiError."""
+    """Items as chat messages. Thoughts go into the assistant's message that follows them, and calls into the one before
+    them. Raises ApiError."""
     made: list[Json] = []
+    thought: list[str] = []
     for index, item in enumerate(items):
         place = f"{at}[{index}]"
+        if item["type"] == "reasoning":
+            thought.append(_thought_of(item, place))
+            continue
+        more: Json = {"reasoning_content": "\n".join(thought)} if any(thought) else {}
+        thought.clear()
         if item["type"] == "message":
-            made.append({"role": item.get("role"), "content": item.get("content")})
+            more = more if item.get("role") == "assistant" else {}
+            made.append({"role": item.get("role"), "content": item.get("content"), **more})
         elif item["type"] == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if made and made[-1]["role"] == "assistant":
+            if made and made[-1]["role"] == "assistant" and not more:
                 made[-1].setdefault("tool_calls", []).append(call)
             else:
-                made.append({"role": "assistant", "content": None, "tool_calls": [call]})
+                made.append({"role": "assistant", "content": None, "tool_calls": [call], **more})
         else:
             output = text_of(item.get("output"), f"{place}.output")
             made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
     if not made:
         raise invalid(f"Invalid value for '{at}': there is no input.", at)
     return made
+
+
+def _thought_of(item: Json, at: str) -> str:
+    """The text of a reasoning item; of one that is encrypted, or summed up, there is none."""
+    parts = item.get("content") or []
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise invalid(f"Invalid type for '{at}.content': expected an array of parts.", f"{at}.content", "invalid_type")
+    return "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
 
 
 class Output:
@@ -94,10 +117,12 @@ class Output:
         self._texts: list[str] = []  # of the open item
         self._logged: list[Json] = []
 
-    def push(self, piece: Piece, logprobs: Sequence[Json] = ()) -> None:
+    def push(self, piece: Part, logprobs: Sequence[Json] = ()) -> None:
         """More of the answer."""
         if isinstance(piece, CallPiece):
             self._call(piece)
+        elif isinstance(piece, Thought):
+            self._thought(piece.text)
         else:
             self._text(piece, logprobs)
 
@@ -106,6 +131,16 @@ class Output:
         if not self.items:
             self._begin_message()
         self._close(status)
+
+    def _thought(self, text: str) -> None:
+        if self._open is None or self._open["type"] != "reasoning":
+            self._close("completed")
+            item = {"id": new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": [], "content": []}
+            self._begin(item)
+            self._add_part({"type": "reasoning_text", "text": ""})
+        assert self._open is not None
+        self._texts.append(text)
+        self._emit("response.reasoning_text.delta", {**self._inside(self._open), "delta": text})
 
     def _text(self, text: str, logprobs: Sequence[Json]) -> None:
         if self._open is None or self._open["type"] != "message":
@@ -116,8 +151,7 @@ class Output:
         assert self._open is not None
         self._texts.append(text)
         self._logged.extend(logprobs)
-        place = {"item_id": self._open["id"], "output_index": len(self.items) - 1, "content_index": 0}
-        self._emit("response.output_text.delta", {**place, "delta": text, "logprobs": logprobs})
+        self._emit("response.output_text.delta", {**self._inside(self._open), "delta": text, "logprobs": logprobs})
 
     def _call(self, piece: CallPiece) -> None:
         if piece.id:
@@ -141,9 +175,15 @@ class Output:
             "content": [],
         }
         self._begin(item)
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        place = {"item_id": item["id"], "output_index": len(self.items) - 1, "content_index": 0}
-        self._emit("response.content_part.added", {**place, "part": part})
+        self._add_part({"type": "output_text", "text": "", "annotations": [], "logprobs": []})
+
+    def _add_part(self, part: Json) -> None:
+        assert self._open is not None
+        self._emit("response.content_part.added", {**self._inside(self._open), "part": part})
+
+    def _inside(self, item: Json) -> Json:
+        """The place of the one part of an item."""
+        return {"item_id": item["id"], "output_index": len(self.items) - 1, "content_index": 0}
 
     def _begin(self, item: Json) -> None:
         self._open, self._texts, self._logged = item, [], []
@@ -160,9 +200,14 @@ class Output:
         if item["type"] == "message":
             part = {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logged}
             item["content"] = [part]
-            inside = {**place, "content_index": 0}
+            inside = self._inside(item)
             self._emit("response.output_text.done", {**inside, "text": text, "logprobs": self._logged})
             self._emit("response.content_part.done", {**inside, "part": part})
+        elif item["type"] == "reasoning":
+            part = {"type": "reasoning_text", "text": text}
+            item["content"] = [part]
+            self._emit("response.reasoning_text.done", {**self._inside(item), "text": text})
+            self._emit("response.content_part.done", {**self._inside(item), "part": part})
         else:
             item["arguments"] = text
             done = {**place, "name": item["name"], "arguments": text}

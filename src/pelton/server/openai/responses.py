@@ -16,13 +16,14 @@ from pelton.server.openai import asks, errors, messages, output_form, plan, rece
 from pelton.server.openai import caller as callers
 from pelton.server.openai.asks import ChatAsk, ResponseAsk
 from pelton.server.openai.caller import Caller
-from pelton.server.openai.chat import Chat, Readers, check, planned
+from pelton.server.openai.chat import Chat, check, planned
 from pelton.server.openai.decoding import ask as as_ask
 from pelton.server.openai.decoding import unknown_field
 from pelton.server.openai.endpoint import find, language_of
 from pelton.server.openai.errors import ApiError, invalid, missing, unsupported
 from pelton.server.openai.output_form import Form
 from pelton.server.openai.plan import Plan
+from pelton.server.openai.readers import Readers
 from pelton.server.openai.response_items import Output, items_of, messages_of, tool_of
 from pelton.server.openai.response_store import ResponseStore
 from pelton.server.openai.run import Choice, Logged, Run
@@ -214,7 +215,7 @@ class _Made:
             self.output.push(piece)
         status = "incomplete" if choice.finish_reason == "length" else "completed"
         self.output.finish(status)
-        body = self.responding.body(status, self.output.items, _usage(self.run))
+        body = self.responding.body(status, self.output.items, _usage(self.run, self._readers.thought_tokens()))
         self._keep(body)
         return body
 
@@ -407,12 +408,12 @@ def _tool(tool: Json) -> Json:
     return {"description": None, "strict": False, "parameters": {}, **{k: v for k, v in tool.items() if v is not None}}
 
 
-def _usage(run: Run) -> Json:
+def _usage(run: Run, thought: int) -> Json:
     usage = receipts.usage(run)
     return {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": receipts.cached(run), "cache_write_tokens": 0},
         "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": usage["total_tokens"],
     }
