@@ -21,6 +21,7 @@ from pelton.language.grammar_spec import GrammarSpec
 
 try:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance.gbnf_to_lark import any_to_lark
 except ImportError:  # pragma: no cover - the extra is part of the tests
     raise ExtraMissing("a grammar of the output", "chat") from None
 
@@ -122,6 +123,18 @@ def check(spec: GrammarSpec, where: str = "") -> None:
         where, problem = _place(_decoded(spec), where, problem)
     if problem:
         raise InvalidInput(f"{where}: {problem}")
+
+
+def lark_of(text: str, where: str) -> str:
+    """A grammar as Lark: that of llama.cpp (GBNF, `root ::= ...`) is translated. Raises InvalidInput."""
+    if len(text) > schemas.TEXT_LIMIT:
+        raise TooLarge(f"{where}: {len(text)} characters; at most {schemas.TEXT_LIMIT} are accepted")
+    if "::=" not in text:
+        return text
+    try:
+        return str(any_to_lark(text))
+    except Exception as error:  # noqa: BLE001 - the library raises bare exceptions
+        raise InvalidInput(f"{where}: this is no grammar: {_short(str(error))}") from None
 
 
 def _place(schema: Any, where: str, problem: str) -> tuple[str, str]:

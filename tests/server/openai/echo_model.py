@@ -26,7 +26,7 @@ TEMPLATE = (
 
 THINKING = (  # says what the user said; with `open`, after the mark that begins thoughts
     "{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}"
-    "{% if open %}<think>\n{% endif %}{# the answer stands after </think>, and tools are not shown #}"
+    "{% if open or enable_thinking %}<think>\n{% endif %}{# the answer stands after </think>, and tools are not shown #}"
 )
 
 

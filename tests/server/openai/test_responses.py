@@ -179,7 +179,7 @@ def test_another_tenant_reads_nothing(api: Api):
         ({"truncation": "middle"}, "truncation", "invalid_value"),
         ({"conversation": "c"}, "conversation", "unsupported_parameter"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort", "unsupported_parameter"),
+        ({"reasoning": {"effort": "some"}}, "reasoning.effort", "invalid_value"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format.type", "invalid_value"),
         ({"text": {"form": 1}}, "text.form", "unknown_parameter"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]", "unsupported_parameter"),

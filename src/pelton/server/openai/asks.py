@@ -36,6 +36,8 @@ Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
 Tier = Literal["auto", "default", "flex", "scale", "priority"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity = Literal["low", "medium", "high"]
 Include = Literal[
     "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
     "message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content",
@@ -46,10 +48,12 @@ Include = Literal[
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool = False
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None  # of vLLM
 
 
 class SamplingAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What all endpoints that generate have in common. `top_k` to `ignore_eos` are ours.
+    """What all endpoints that generate have in common. From `top_k` on, fields are not OpenAI's: other servers and their
+    clients know them.
 
     None: what the model's makers advise, else OpenAI's default."""
 
@@ -68,6 +72,13 @@ class SamplingAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     ignore_eos: bool = False
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] = []
+    include_stop_str_in_output: bool = False
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
 class ChatAsk(SamplingAsk, kw_only=True, forbid_unknown_fields=True):
@@ -85,9 +96,10 @@ class ChatAsk(SamplingAsk, kw_only=True, forbid_unknown_fields=True):
     function_call: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     modalities: tuple[str, ...] = ("text",)
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
+    reasoning_effort: Effort | None = None
+    verbosity: Verbosity | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    include_reasoning: bool = True
 
 
 class CompletionAsk(SamplingAsk, kw_only=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from pelton.server.openai.constraints import grammar_of, refusal
 from pelton.server.openai.decoding import ask as as_ask
 from pelton.server.openai.endpoint import PROTOCOL, Target, find, in_turn, language_of
 from pelton.server.openai.errors import invalid, unsupported
+from pelton.server.openai.guided import guided
 from pelton.server.openai.output_form import Form, Tools
 from pelton.server.openai.plan import Plan
 from pelton.server.openai.readers import Part, Readers, call_of
@@ -81,7 +82,7 @@ class ChatRoute:
         check(ask, ignored)
         target = await find(self._site, ask.model, caller.key)
         language, facts = language_of(target.served)
-        form = output_form.form_of(ask.response_format)
+        form = guided(ask, output_form.form_of(ask.response_format))
         tools = _tools(ask)
         chat = Chat(ask, caller, target, language, facts, form, tools, ignored)
         made = await planned(chat)
@@ -112,15 +113,8 @@ def check(ask: ChatAsk, ignored: list[str]) -> None:
         check_stream_options(ask, ignored)
     if ask.modalities != ("text",):
         raise unsupported("Unsupported value: 'modalities'; this server gives text only.", "modalities")
-    if ask.reasoning_effort not in (None, "none"):
-        raise unsupported(
-            "Unsupported parameter: 'reasoning_effort'. What a model's template takes goes into 'chat_template_kwargs'.",
-            "reasoning_effort",
-        )
     if ask.verbosity not in (None, "medium"):
-        raise unsupported(
-            "Unsupported parameter: 'verbosity'. Say in a message how long the answer shall be.", "verbosity"
-        )
+        ignored.append("verbosity")
     if (
         not TEMPLATE_FIELDS.isdisjoint(ask.chat_template_kwargs)
         or len(ask.chat_template_kwargs) > MAX_TEMPLATE_ARGUMENTS
@@ -138,6 +132,8 @@ def check_stream_options(ask: asks.SamplingAsk, ignored: list[str]) -> None:
         raise invalid("Invalid value for 'stream_options': it needs 'stream' to be true.", "stream_options")
     if ask.stream_options.include_obfuscation:
         ignored.append("stream_options.include_obfuscation")
+    if ask.stream_options.continuous_usage_stats:
+        ignored.append("stream_options.continuous_usage_stats")
 
 
 async def planned(chat: Chat) -> Plan:
@@ -150,13 +146,14 @@ async def planned(chat: Chat) -> Plan:
     sampling = plan.sampling(ask, facts, language.card.vocab_size, language.card.defaults)
     sampling = plan.with_logprobs(sampling, chat.logprobs, facts, "top_logprobs")
     stops = plan.stops(ask)
+    variables = {**_effort(chat), **ask.chat_template_kwargs}
     try:
-        prompt = await in_turn(size, lambda: language.encode_chat(told, shown, **ask.chat_template_kwargs))
+        prompt = await in_turn(size, lambda: language.encode_chat(told, shown, **variables))
     except (InvalidInput, Unsupported) as error:
         raise refusal(error, "messages") from None
     chat.marks = language.marks
     chat.inside = chat.marks is not None and reasoning.opened(chat.marks, prompt, language.tokenizer)
-    grammar = await grammar_of(chat.form, chat.tools, language, chat.inside)
+    grammar = await grammar_of(chat.form, chat.tools, language, chat.marks, chat.inside)
     limit = ask.max_completion_tokens if ask.max_completion_tokens is not None else ask.max_tokens
     plan.check_length((prompt,), limit, plan.room(facts), "messages")
     plan.check_runs(ask.n, "n")
@@ -165,16 +162,32 @@ async def planned(chat: Chat) -> Plan:
         prompts=(prompt,),
         context=plan.room(facts),
         sampling=sampling,
-        stop_tokens=plan.stop_tokens(language, ask.ignore_eos),
+        stop_tokens=plan.stop_tokens(language, ask),
         max_tokens=limit,
         n=ask.n,
         stops=stops,
-        grammar=plan.grammar(grammar, facts, "response_format" if chat.form.kind != "text" else "tool_choice"),
+        include_stop=ask.include_stop_str_in_output,
+        grammar=plan.grammar(grammar, facts, chat.form.at if chat.form.kind != "text" else "tool_choice"),
         logprobs=chat.logprobs,
         show=tool_calls.shown(language.tokenizer, bool(chat.tools.names), chat.marks),
         route=chat.target.route,
         key=chat.target.key,
     )
+
+
+def _effort(chat: Chat) -> Json:
+    """`reasoning_effort` as the model's template takes it, if it does."""
+    effort, template = chat.ask.reasoning_effort, chat.language.template
+    known = template.variables if template is not None else frozenset()
+    if effort is None:
+        return {}
+    if "reasoning_effort" in known:
+        return {"reasoning_effort": effort}
+    if "enable_thinking" in known:
+        return {"enable_thinking": effort not in ("none", "minimal")}
+    if effort != "none":
+        chat.ignored.append("reasoning_effort")
+    return {}
 
 
 def answering(site: Site, chat: Chat, made: Plan) -> Application:

@@ -18,9 +18,12 @@ from pelton.server.openai import asks, plan, receipts
 from pelton.server.openai.asks import MANY, CompletionAsk, TokenId
 from pelton.server.openai.caller import Caller
 from pelton.server.openai.chat import check_stream_options, error_event
+from pelton.server.openai.constraints import grammar_of
 from pelton.server.openai.decoding import ask as as_ask
 from pelton.server.openai.endpoint import PROTOCOL, Target, find, in_turn, language_of
 from pelton.server.openai.errors import invalid, unsupported
+from pelton.server.openai.guided import guided
+from pelton.server.openai.output_form import NO_TOOLS, TEXT
 from pelton.server.openai.plan import Plan, Prompt
 from pelton.server.openai.run import Choice, Logged, Run
 from pelton.server.openai.stream import DONE, HEAD, Application, EventStream, Whole, encode
@@ -106,15 +109,19 @@ async def _planned(completion: Completion) -> Plan:
             one if isinstance(one, str) else language.tokenizer.decode(tokens, special=True)
             for one, tokens in zip(inputs, prompts, strict=True)
         ]
+    form = guided(ask, TEXT)
+    spec = await grammar_of(form, NO_TOOLS, language)
     return Plan(
         protocol=PROTOCOL,
         prompts=prompts,
         context=plan.room(facts),
         sampling=sampling,
-        stop_tokens=plan.stop_tokens(language, ask.ignore_eos),
+        stop_tokens=plan.stop_tokens(language, ask),
         max_tokens=ask.max_tokens,
         n=completion.runs,
         stops=plan.stops(ask),
+        include_stop=ask.include_stop_str_in_output,
+        grammar=plan.grammar(spec, facts, form.at),
         logprobs=logprobs,
         prompt_logprobs=told,
         log_stop_token=True,

@@ -18,24 +18,28 @@ from pelton.server.openai.errors import ApiError, invalid
 from pelton.server.openai.output_form import Form, Tools
 
 PLACE: Final = re.compile(r"^([a-z_]+[A-Za-z0-9_.$\[\]-]*)(?::|$)")
-START: Final = "start: "
+FIRST: Final = re.compile(r"^\s*\??start\s*:", re.M)  # the rule that a grammar begins with
+SLASH: Final = re.compile(r"(\\.)|/", re.S)  # a slash that is not escaped, behind what is
 
 
-async def grammar_of(form: Form, tools: Tools, language: Language, inside: bool = False) -> GrammarSpec | None:
-    """None: any text may come. Thoughts may come before what is held to a form; `inside`: the prompt has begun them.
+async def grammar_of(
+    form: Form, tools: Tools, language: Language, marks: Marks | None = None, inside: bool = False
+) -> GrammarSpec | None:
+    """None: any text may come. Thoughts between `marks` may come before what is held to a form; `inside`: the prompt has
+    begun them.
 
     Raises ApiError for a schema that cannot be held to."""
     if form.kind == "text" and not tools.names:
         return None
-    return await in_turn(form.size + tools.size, lambda: _checked(form, tools, language, inside))
+    return await in_turn(form.size + tools.size, lambda: _checked(form, tools, language, marks, inside))
 
 
-def _checked(form: Form, tools: Tools, language: Language, inside: bool) -> GrammarSpec | None:
+def _checked(form: Form, tools: Tools, language: Language, marks: Marks | None, inside: bool) -> GrammarSpec | None:
     try:
         spec = _made(form, tools, language)
     except InvalidInput as error:
         raise refusal(error, "tools" if tools.names else form.at) from None
-    return spec if spec is None or language.marks is None else _thoughtful(spec, language, language.marks, inside)
+    return spec if spec is None or marks is None else _thoughtful(spec, language, marks, inside)
 
 
 def _made(form: Form, tools: Tools, language: Language) -> GrammarSpec | None:
@@ -58,9 +62,15 @@ def _made(form: Form, tools: Tools, language: Language) -> GrammarSpec | None:
 def _rule(name: str, spec: GrammarSpec) -> str:
     """A grammar as a rule of another one."""
     if spec.kind == "lark":
-        return f"{name}: {spec.text.removeprefix(START)}"
+        return FIRST.sub(f"{name}:", spec.text, count=1)
+    if spec.kind == "regex":
+        return f"{name}: /{_slashed(spec.text)}/"
     schema = schemas.bounded(msgspec.json.decode(spec.text or b'{"type": "object"}'))
     return f"{name}: %json {json.dumps(schema)}"
+
+
+def _slashed(regex: str) -> str:
+    return SLASH.sub(lambda found: found[1] or "\\/", regex)
 
 
 def _thoughtful(spec: GrammarSpec, language: Language, marks: Marks, inside: bool) -> GrammarSpec:
@@ -76,6 +86,12 @@ def _thoughtful(spec: GrammarSpec, language: Language, marks: Marks, inside: boo
 def _of(form: Form) -> GrammarSpec | None:
     if form.schema is not None:
         return schemas.json_schema(form.schema, bool(form.strict), form.at)
+    if form.kind == "regex":
+        return GrammarSpec("regex", form.text)
+    if form.kind == "lark":
+        from pelton.language import grammar  # needs an extra
+
+        return GrammarSpec("lark", grammar.lark_of(form.text, form.at))
     return GrammarSpec("json_object") if form.kind == "json_object" else None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from pelton.server.openai.errors import ApiError, invalid, unsupported
+from pelton.server.openai.foreign import FOREIGN, neutral
 
 T = TypeVar("T")
 Struct = TypeVar("Struct", bound=msgspec.Struct)
@@ -54,6 +55,10 @@ def ask(
             ignored.append(name)
         elif name in refused:
             raise unsupported(f"Unsupported parameter: '{name}'. {refused[name]}", name)
+        elif name in FOREIGN:
+            if not neutral(name, value):
+                raise unsupported(f"Unsupported parameter: '{name}'. {FOREIGN[name].why}".rstrip(), name)
+            ignored.append(name)
         else:
             raise unknown_field(name, (*known, *said, *refused))
     return convert(given, kind), ignored

@@ -21,7 +21,8 @@ FORMAT_NAME: Final = re.compile(r"[a-zA-Z0-9_\-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`kind` is "text", "json_object" or "json_schema". `at`: the field that says so, `size`: its bytes."""
+    """`kind` is "text", "json_object", "json_schema", or "regex" or "lark", whose source is `text`. `at`: the field that
+    says so, `size`: its bytes."""
 
     kind: str = "text"
     schema: Json | None = None
@@ -29,6 +30,7 @@ class Form:
     strict: bool | None = None
     at: str = "response_format"
     size: int = 0
+    text: str = ""
 
 
 TEXT: Final = Form()

@@ -33,6 +33,7 @@ class Plan:
     max_tokens: int | None = None
     n: int = 1
     stops: tuple[str, ...] = ()
+    include_stop: bool = False  # a stop string that is found is told, too
     grammar: GrammarSpec | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
@@ -124,8 +125,10 @@ def stops(ask: SamplingAsk) -> tuple[str, ...]:
     return given
 
 
-def stop_tokens(language: Language, ignore: bool) -> frozenset[int]:
-    return frozenset() if ignore else language.stop_tokens
+def stop_tokens(language: Language, ask: SamplingAsk) -> frozenset[int]:
+    """Each of them ends an output. Raises ApiError."""
+    own = check_tokens(tuple(ask.stop_token_ids), language.card.vocab_size, "stop_token_ids")
+    return frozenset(own) if ask.ignore_eos else language.stop_tokens.union(own)
 
 
 def grammar(spec: GrammarSpec | None, facts: Facts, param: str) -> GrammarSpec | None:

@@ -98,7 +98,7 @@ class Readers:
         for part in parts:
             if isinstance(part, str):
                 told += self._answer(reader, choice, part)
-            else:
+            elif self._chat.ask.include_reasoning:
                 reader.thought.append(part.text)
                 told.append(part)
         return told

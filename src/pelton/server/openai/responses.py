@@ -14,11 +14,11 @@ from starlette.responses import Response
 from pelton.errors import PeltonError
 from pelton.server.openai import asks, errors, messages, output_form, plan, receipts
 from pelton.server.openai import caller as callers
-from pelton.server.openai.asks import ChatAsk, ResponseAsk
+from pelton.server.openai.asks import ChatAsk, Effort, ResponseAsk, Verbosity
 from pelton.server.openai.caller import Caller
 from pelton.server.openai.chat import Chat, check, planned
 from pelton.server.openai.decoding import ask as as_ask
-from pelton.server.openai.decoding import unknown_field
+from pelton.server.openai.decoding import convert, unknown_field
 from pelton.server.openai.endpoint import find, language_of
 from pelton.server.openai.errors import ApiError, invalid, missing, unsupported
 from pelton.server.openai.output_form import Form
@@ -34,6 +34,7 @@ from pelton.server.site import Site
 
 Json = dict[str, Any]
 
+WORDS: Final[Json] = {"effort": Effort, "verbosity": Verbosity}
 LOGPROBS: Final = "message.output_text.logprobs"
 RENAMED: Final = {  # fields of chat -> fields here
     "messages": "input", "max_completion_tokens": "max_output_tokens", "max_tokens": "max_output_tokens",
@@ -76,11 +77,11 @@ class Responding:
             "output": output,
             "parallel_tool_calls": ask.parallel_tool_calls,
             "previous_response_id": ask.previous_response_id,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": ask.reasoning.get("effort"), "summary": None},
             "service_tier": "default",
             "store": ask.store,
             "temperature": plan.temperature(chat.ask, defaults),
-            "text": {"format": _format(chat.form), "verbosity": "medium"},
+            "text": {"format": _format(chat.form), "verbosity": ask.text.get("verbosity") or "medium"},
             "tool_choice": ask.tool_choice or "auto",
             "tools": [_tool(tool) for tool in ask.tools],
             "top_logprobs": ask.top_logprobs or 0,
@@ -110,12 +111,13 @@ class ResponseRoute:
         alike = len(told) == len(new)  # messages are at the places of the items
         try:
             of_chat = _as_chat(ask, told)
-            check(of_chat, [])
+            check(of_chat, ignored)
             tools = output_form.tools_of(of_chat.tools, ask.tool_choice, ask.parallel_tool_calls)
             target = await find(self._site, ask.model, caller.key)
             language, facts = language_of(target.served)
             chat = Chat(of_chat, caller, target, language, facts, form, tools, ignored)
             made = await planned(chat)
+            chat.ignored = [RENAMED.get(name, name) for name in chat.ignored]
         except ApiError as error:
             raise _renamed(error, alike) from None
         name = f"resp_{self._site.worker:02x}{secrets.token_hex(23)}"
@@ -323,11 +325,8 @@ def _check(ask: ResponseAsk, ignored: list[str]) -> None:
             "input",
             "missing_required_parameter",
         )
-    if ask.reasoning.get("effort") not in (None, "none"):
-        raise unsupported(
-            "Unsupported parameter: 'reasoning.effort'. What a template takes goes into 'chat_template_kwargs'.",
-            "reasoning.effort",
-        )
+    if ask.reasoning.get("effort") is not None:
+        convert(ask.reasoning["effort"], WORDS["effort"], "reasoning.effort")
     if ask.stream_options and not ask.stream:
         raise invalid("Invalid value for 'stream_options': it needs 'stream' to be true.", "stream_options")
     for name in ask.stream_options:
@@ -345,10 +344,8 @@ def _form(ask: ResponseAsk) -> Form:
     for name, value in ask.text.items():
         if name not in ("format", "verbosity") and value is not None:
             raise unknown_field(name, ("format", "verbosity"), "text")
-    if ask.text.get("verbosity") not in (None, "medium"):
-        raise unsupported(
-            "Unsupported parameter: 'text.verbosity'. Say in 'instructions' how long it shall be.", "text.verbosity"
-        )
+    if ask.text.get("verbosity") is not None:
+        convert(ask.text["verbosity"], WORDS["verbosity"], "text.verbosity")
     given = ask.text.get("format")
     if given is None:
         return output_form.TEXT
@@ -370,6 +367,8 @@ def _as_chat(ask: ResponseAsk, told: list[Json]) -> ChatAsk:
         max_completion_tokens=ask.max_output_tokens,
         logprobs=logprobs,
         top_logprobs=ask.top_logprobs if logprobs else None,
+        reasoning_effort=ask.reasoning.get("effort"),
+        verbosity=ask.text.get("verbosity"),
         tools=[tool_of(tool) for tool in ask.tools],
     )
 

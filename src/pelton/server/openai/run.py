@@ -56,7 +56,7 @@ class Choice:
         plan, caller = run.plan, run.caller
         self._run = run
         tokenizer = run.language.tokenizer
-        self._stream = TextStream(tokenizer, plan.stops, show=plan.show, start=plan.begins)
+        self._stream = TextStream(tokenizer, plan.stops, plan.include_stop, show=plan.show, start=plan.begins)
         self._slack = int(plan.begins and tokenizer.leading_space)  # bytes that the text may lack at its start
         self._held: list[Logged] = []  # tokens whose text is not certain yet
         self._bytes_in = self._bytes_out = 0

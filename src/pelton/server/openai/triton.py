@@ -122,7 +122,7 @@ async def _planned(ask: GenerateAsk, parameters: Parameters, target: Target, lan
         prompts=(prompt,),
         context=plan.room(facts),
         sampling=plan.with_logprobs(sampling, logprobs, facts, "details"),
-        stop_tokens=plan.stop_tokens(language, parameters.ignore_eos),
+        stop_tokens=frozenset() if parameters.ignore_eos else language.stop_tokens,
         max_tokens=parameters.max_tokens,
         stops=plan.stops(parameters),
         logprobs=logprobs,
