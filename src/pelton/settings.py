@@ -20,6 +20,7 @@ from pelton.errors import SettingInvalid
 
 PREFIX: Final = "PELTON_"
 FILE_NAME: Final = "settings.toml"
+LEAST_WEIGHT: Final = 0.001
 OTHERS: Final = frozenset({"PELTON_API_KEY"})  # variables that are no settings: the key that `pelton chat` sends
 
 
@@ -61,6 +62,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cors_origins: Annotated[
         str, _about("web pages that may call the OpenAI API from a browser: origins with commas, or *; empty: none")
     ] = ""
+    tenant_weights: Annotated[
+        str, _about("shares of language models: TENANT=WEIGHT with commas, 1 for who is not named (see docs/chat.md)")
+    ] = ""
     keep_warm: Annotated[
         float, _about("how long the version that served before stays in memory, so that a rollback is instant", ge=0)
     ] = 3600.0
@@ -83,6 +87,23 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def cache_path(self) -> Path:
         """Where derived files are."""
         return Path(self.cache).expanduser() if self.cache else self.home_path / "cache"
+
+    def weights(self) -> dict[str, float]:
+        """The weights of tenants that have their own. Raises SettingInvalid."""
+        found: dict[str, float] = {}
+        for part in filter(None, map(str.strip, self.tenant_weights.split(","))):
+            tenant, _, given = part.partition("=")
+            try:
+                weight = float(given)
+            except ValueError:
+                weight = 0.0
+            if not tenant.strip() or not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+                raise SettingInvalid(
+                    f"a setting is wrong: tenant_weights has {part!r}; write TENANT=WEIGHT with a weight from "
+                    f"{LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}, as in key-2c26b46b68ff=3"
+                )
+            found[tenant.strip()] = weight
+        return found
 
     def trusts(self, name: str) -> bool:
         """Whether the Python code of a model may run."""
@@ -119,9 +140,11 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
     values: dict[str, Any] = {**_file(Path(home).expanduser() / FILE_NAME), **from_environment}
     values.update({name: value for name, value in flags.items() if value is not None})
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingInvalid(f"a setting is wrong: {error}") from None
+    settings.weights()
+    return settings
 
 
 def _file(path: Path) -> dict[str, Any]:

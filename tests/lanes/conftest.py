@@ -223,7 +223,14 @@ class House:
         self.loop = asyncio.get_running_loop()
         self.clock = time.perf_counter
         self.ledger = Ledger(self.clock, [self.records.extend])
-        self.engine = Engine(self.loop, Executor(self.loop, 1, self.clock), self.ledger, self.clock)
+        self.weights: dict[str, float] = {}
+        self.engine = Engine(
+            self.loop,
+            Executor(self.loop, 1, self.clock),
+            self.ledger,
+            self.clock,
+            weight=lambda tenant: self.weights.get(tenant, 1.0),
+        )
         self.asks: list[Ask] = []
 
     def serve(

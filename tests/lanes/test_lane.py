@@ -209,7 +209,7 @@ def test_the_more_urgent_goes_first_and_equals_in_their_order(run):
 def test_tenants_are_served_by_their_weights(run):
     async def scenario(house):
         served = house.serve(streams=1)
-        served.lane.queue.weight = lambda tenant: 3.0 if tenant == "big" else 1.0
+        house.weights["big"] = 3.0
         for i in range(40):
             for tenant in ("big", "small"):
                 house.ask(served, (i,), 10, tenant=tenant)

@@ -34,6 +34,7 @@ from pelton.records import Ledger, Record
 from pelton.replicas import Replica, bucket, target_seconds
 from pelton.replicas.lengths import longest
 from pelton.scheduling import Batcher, BatchPolicy, Executor, LatencyModel, LengthBatcher, LengthScheduler, Scheduler
+from pelton.scheduling.fair_queue import even
 from pelton.transforms import Prepared
 from pelton.types import QUEUED, RUNNING, SETTLED, Batch, Call, Outcome
 
@@ -58,7 +59,7 @@ def hand_back(calls: Sequence[Call]) -> None:
 
 class Engine:
     """The one path. `ledger` receives exactly one record per call. `hand_on` gives settled calls back to their callers;
-    it never raises."""
+    it never raises. `weight` of a tenant is its share of a language model."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Engine:
         ledger: Ledger,
         clock: Callable[[], float],
         hand_on: Callable[[Sequence[Call]], None] = hand_back,
+        weight: Callable[[str], float] = even,
     ) -> None:
         self.clock = clock
         self.ledger = ledger
@@ -75,6 +77,7 @@ class Engine:
         self.draining = False
         self._loop = loop
         self._hand_on = hand_on
+        self._weight = weight
         self._executor = executor
         self._preparation = Preparation(loop, max(2, executor.slots), clock)
         self._pieces: dict[int, Pieces] = {}  # by id of the whole call
@@ -110,7 +113,7 @@ class Engine:
 
         bounds = Bounds.of(replica.package.manifest.slo)
         close = partial(self._close_stream, replica)
-        lane = Lane(replica.name, replica.engine, bounds, self._loop, self.clock, close)
+        lane = Lane(replica.name, replica.engine, bounds, self._loop, self.clock, close, self._weight)
         self._lanes.add(lane)
         prompts = Prompts(replica, lane, partial(self._settle, replica), self.clock)
         served = Served(replica, prompts, bounds.target)

@@ -19,7 +19,7 @@ from pelton.engine.stream import NEVER, State, Stream
 from pelton.errors import Cancelled, DeadlineExceeded, ModelFailed, NotReady, Overloaded, PeltonError
 from pelton.runtimes.language import Facts, LanguageEngine
 from pelton.runtimes.step_engine import LmOutput, StepReport
-from pelton.scheduling.fair_queue import FairQueue, shares
+from pelton.scheduling.fair_queue import FairQueue, even, shares
 from pelton.scheduling.token_admission import Ahead, answer_seconds, first_token_seconds, tokens_left
 from pelton.scheduling.token_speed import TokenSpeed
 
@@ -43,6 +43,7 @@ class Lane:
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         close: Close,
+        weight: Callable[[str], float] = even,
     ) -> None:
         self.name = name
         self.away = ""  # why the engine takes nothing now; empty: it does
@@ -50,7 +51,7 @@ class Lane:
         facts = engine.facts
         self.facts: Facts = facts
         self.speed = TokenSpeed(facts.speed.prefill, facts.speed.decode)
-        self.queue: FairQueue[Stream] = FairQueue()
+        self.queue: FairQueue[Stream] = FairQueue(weight)
         self.busy_seconds = 0.0  # of all steps
         self._engine = engine
         self.loop = loop

@@ -78,7 +78,10 @@ class Server:
         self._sinks = [*sinks_of(settings, clock, self._loop.call_later), evidence]
         self.ledger = Ledger(clock, self._sinks)
         self._executor = Executor(self._loop, settings.slots or cores(), clock)
-        self.engine = Engine(self._loop, self._executor, self.ledger, clock, hand_on)
+        weights = settings.weights()
+        self.engine = Engine(
+            self._loop, self._executor, self.ledger, clock, hand_on, lambda tenant: weights.get(tenant, 1.0)
+        )
         self.fleet = Fleet(self.engine, registry, settings)
         self.site = Site(self.engine, self.fleet, settings, self.limits)
         self.following: Following | None = None
