@@ -248,3 +248,10 @@ def test_a_prefix_is_cached_within_a_tenant_only(api: Api):
     assert cached("first-tenant") == 0
     assert cached("first-tenant") > 0
     assert cached("second-tenant") == 0
+
+
+def test_headers_of_openai_are_there(api: Api):
+    told = api.chat(temperature=0)
+    assert told.headers["openai-version"] == "2020-10-01"
+    assert int(told.headers["openai-processing-ms"]) >= 0
+    assert told.headers["x-request-id"]

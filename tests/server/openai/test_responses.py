@@ -200,3 +200,36 @@ def test_a_wrong_field_is_named(api: Api, more: dict[str, Any], param: str, code
     reply = respond(api, **{"given": "hello", **({"given": more.pop("input")} if "input" in more else {}), **more})
     assert reply.status == 400
     assert (reply.error["param"], reply.error["code"]) == (param, code)
+
+
+def test_input_is_counted_without_an_answer(api: Api):
+    asked = {"model": "echo", "input": "hello", "instructions": "Be brief."}
+    told = api.ask("/v1/responses/input_tokens", asked).json
+    usage = api.ask("/v1/responses", {**asked, "max_output_tokens": 16}).json["usage"]
+    assert told == {"object": "response.input_tokens", "input_tokens": usage["input_tokens"]}
+    assert api.ask("/v1/responses/input_tokens", {"model": "echo"}).error["param"] == "input"
+
+
+def test_items_of_the_input_come_in_pages(api: Api):
+    parts = [{"role": "user", "content": str(number)} for number in range(5)]
+    name = api.ask("/v1/responses", {"model": "echo", "input": parts, "max_output_tokens": 16}).json["id"]
+
+    def page(query: str) -> Any:
+        return api.get(f"/v1/responses/{name}/input_items?{query}").json
+
+    first = page("limit=2&order=asc")
+    assert [item["content"][0]["text"] for item in first["data"]] == ["0", "1"]
+    assert (first["has_more"], first["last_id"]) == (True, first["data"][1]["id"])
+    last = page(f"limit=3&order=asc&after={first['last_id']}")
+    assert [item["content"][0]["text"] for item in last["data"]] == ["2", "3", "4"]
+    assert not last["has_more"]
+    assert [item["content"][0]["text"] for item in page("limit=1")["data"]] == ["4"]
+    for query, param in (("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=x", "after")):
+        reply = api.get(f"/v1/responses/{name}/input_items?{query}")
+        assert (reply.status, reply.error["param"]) == (400, param)
+
+
+def test_what_is_kept_does_not_stream(api: Api):
+    name = api.ask("/v1/responses", {"model": "echo", "input": "x", "max_output_tokens": 16}).json["id"]
+    assert api.get(f"/v1/responses/{name}?stream=true").error["param"] == "stream"
+    assert api.get(f"/v1/responses/{name}?stream=false").status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import wave
 from typing import Any
@@ -92,8 +93,6 @@ def test_translations(senses: Api):
         ([("language", "klingon")], "language"),
         ([("timestamp_granularities[]", "word")], "timestamp_granularities"),
         ([("timestamp_granularities[]", "line"), ("response_format", "verbose_json")], "timestamp_granularities"),
-        ([("stream", "true")], "stream"),
-        ([("chunking_strategy", "auto")], "chunking_strategy"),
         ([("include[]", "logprobs")], "include"),
         ([("volume", "11")], "volume"),
         ([("file", b"")], "file"),
@@ -164,3 +163,26 @@ def test_times_of_subtitles_are_exact():
     }
     ask = SpeechAsk(model="m", file=b"", response_format="srt")
     assert written(told, ask)[1] == b"1\n01:00:00,000 --> 01:01:01,500\na -> b\n\n"
+
+
+def test_a_transcription_streams_its_segments(senses: Api):
+    reply = transcribe(senses, ("stream", "true"), ("chunking_strategy", "auto"))
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = [json.loads(block.partition("data: ")[2]) for block in reply.body.decode().split("\n\n")[:-1]]
+    assert [event["type"] for event in events] == ["transcript.text.delta", "transcript.text.done"]
+    assert events[0]["delta"].strip() == events[1]["text"] == "hello transcribe en"
+    assert transcribe(senses, ("stream", "False")).json["text"] == "hello transcribe en"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ([("stream", "true"), ("response_format", "srt")], "stream"),
+        ([("stream", "perhaps")], "stream"),
+        ([("keywords[]", "Oslo")], "keywords"),
+        ([("chunking_strategy", "other")], "chunking_strategy"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_named(senses: Api, fields: list[tuple[str, str]], param: str):
+    reply = transcribe(senses, *fields)
+    assert (reply.status, reply.error["param"]) == (400, param)

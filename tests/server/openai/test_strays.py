@@ -10,9 +10,7 @@ from echo_api import Api
 KEY = {"authorization": "Bearer x"}
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/moderations", "/v1/images/generations", "/v1/batches", "/v1/audio/speech", "/v1/chat/completions/"]
-)
+@pytest.mark.parametrize("path", ["/v1/moderations", "/v1/images/generations", "/v1/batches", "/v1/audio/speech"])
 def test_an_endpoint_that_is_not_served_is_told_in_openais_form(api: Api, path: str):
     reply = api.ask(path, {"model": "echo", "input": "x"})
     assert (reply.status, reply.error["code"], reply.error["type"]) == (404, "unknown_url", "invalid_request_error")
@@ -26,6 +24,20 @@ def test_another_method_is_told_with_those_that_are_taken(api: Api, method: str)
         assert response.status == 405
         assert response.headers["allow"] == "POST"
         assert json.loads(response.read())["error"]["code"] == "method_not_supported"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions/", "/chat/completions", "/v1/v1/chat/completions", "/openai/v1/chat/completions",
+        "/openai/deployments/echo/chat/completions?api-version=2024-10-21",
+    ],
+)  # fmt: skip
+def test_a_path_that_is_almost_right_is_told_the_right_one(api: Api, path: str):
+    reply = api.ask(path, {"model": "echo", "messages": []})
+    assert (reply.status, reply.error["code"]) == (404, "unknown_url")
+    assert "Did you mean /v1/chat/completions?" in reply.error["message"]
+    assert reply.headers["x-request-id"]
 
 
 def test_a_models_name_with_a_slash_is_no_model(api: Api):

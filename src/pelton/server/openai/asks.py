@@ -154,13 +154,16 @@ class EmbeddingAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 _TEXT_ONLY: Final = "This server gives text only."
+_NO_MODERATION: Final = "This server does not judge texts."
 _NO_SEARCH: Final = "This server searches nothing."
 
 CHAT_REFUSED: Final = {
+    "moderation": _NO_MODERATION,
     "audio": _TEXT_ONLY,
     "web_search_options": _NO_SEARCH,
 }
 RESPONSE_REFUSED: Final = {
+    "moderation": _NO_MODERATION,
     "conversation": "Conversations are not kept; use 'previous_response_id'.",
     "prompt": "Prompts are not kept; send 'instructions' and 'input'.",
     "context_management": "Nothing is ever cut out of a context.",
@@ -176,6 +179,7 @@ _ACCOUNT: Final[Said] = {
     "safety_identifier": Word,
     "prompt_cache_key": Word,
     "prompt_cache_retention": Literal["in_memory", "in-memory", "24h"],
+    "prompt_cache_options": dict[str, Any],
 }
 CHAT_SAID: Final[Said] = {
     **_ACCOUNT,

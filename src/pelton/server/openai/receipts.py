@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pelton.engine import Served
 from pelton.server.openai.caller import Caller
 from pelton.server.openai.run import Run
 
 Json = dict[str, Any]
+
+VERSION: Final = "2020-10-01"  # of OpenAI's API; it has had no other
 
 
 def usage(run: Run, thought: int = 0) -> Json:
@@ -59,7 +61,11 @@ def engine_of(run: Run) -> str:
 def headers(served: Served, caller: Caller, ignored: list[str]) -> dict[str, str]:
     """What is known before the first token."""
     facts = served.engine_facts
-    made = {"pelton-version": served.short_version, "x-request-id": caller.request_id}
+    made = {
+        "pelton-version": served.short_version,
+        "x-request-id": caller.request_id,
+        "openai-version": VERSION,
+    }
     if facts is not None:
         made["pelton-engine"] = facts.engine
     if ignored:
@@ -75,6 +81,7 @@ def headers_of(run: Run, ignored: list[str]) -> dict[str, str]:
         **headers(run.served, run.caller, ignored),
         "pelton-engine": told["engine"],
         "server-timing": timing,
+        "openai-processing-ms": f"{run.seconds() * 1e3:.0f}",
         "pelton-tokens": f"prompt={told['prompt_tokens']};cached={told['cached_tokens']}"
         f";completion={told['completion_tokens']}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from pelton.server.site import Site
 
 Json = dict[str, Any]
 
+MOST_ITEMS: Final = 100  # of one page
 WORDS: Final[Json] = {"effort": Effort, "verbosity": Verbosity}
 LOGPROBS: Final = "message.output_text.logprobs"
 RENAMED: Final = {  # fields of chat -> fields here
@@ -101,6 +102,16 @@ class ResponseRoute:
 
     async def __call__(self, raw: Json, caller: Caller) -> Application:
         """Raises ApiError, PeltonError."""
+        return self._answering(*await self._planned(raw, caller))
+
+    async def count(self, raw: Json, caller: Caller) -> Application:
+        """How many tokens the input has: /v1/responses/input_tokens. Raises ApiError, PeltonError."""
+        responding, made = await self._planned(raw, caller)
+        chat = responding.chat
+        body = {"object": "response.input_tokens", "input_tokens": len(made.prompts[0])}
+        return answer(body, headers=receipts.headers(chat.target.served, caller, chat.ignored))
+
+    async def _planned(self, raw: Json, caller: Caller) -> tuple[Responding, Plan]:
         ask, ignored = as_ask(raw, ResponseAsk, asks.RESPONSE_REFUSED, asks.RESPONSE_SAID)
         _check(ask, ignored)
         form = _form(ask)
@@ -121,7 +132,7 @@ class ResponseRoute:
         except ApiError as error:
             raise _renamed(error, alike) from None
         name = f"resp_{self._site.worker:02x}{secrets.token_hex(23)}"
-        return self._answering(Responding(ask, chat, [*before, *new], len(before), name), made)
+        return Responding(ask, chat, [*before, *new], len(before), name), made
 
     def _before(self, ask: ResponseAsk, caller: Caller) -> list[Json]:
         if ask.previous_response_id is None:
@@ -158,6 +169,8 @@ class Responses:
         self._store = store
 
     async def get(self, request: Request) -> Response:
+        if request.query_params.get("stream", "false").lower() not in ("false", "0"):
+            return unsupported("Unsupported parameter: 'stream'. What is kept is whole.", "stream").response()
         kept = self._store.get(*_asked(request))
         return _missing(request) if kept is None else Response(kept.body, 200, media_type="application/json")
 
@@ -168,20 +181,38 @@ class Responses:
         return answer({"id": name, "object": "response", "deleted": True})
 
     async def input_items(self, request: Request) -> Response:
-        """Newest first, as OpenAI's default order is."""
+        """Newest first, as OpenAI's default order is, a page at a time."""
         kept = self._store.get(*_asked(request))
         if kept is None:
             return _missing(request)
-        items = list(kept.items[: kept.inputs])
-        if request.query_params.get("order") != "asc":
-            items.reverse()
-        first, last = (items[0]["id"], items[-1]["id"]) if items else ("", "")
-        return answer({"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False})
+        try:
+            page, more = _page(list(kept.items[: kept.inputs]), request.query_params)
+        except ApiError as error:
+            return error.response()
+        first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
+        return answer({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
 
     async def cancel(self, request: Request) -> Response:
         if self._store.get(*_asked(request)) is None:
             return _missing(request)
         return invalid("Only responses in the background can be cancelled, and there are none here.", None).response()
+
+
+def _page(items: list[Json], query: Mapping[str, str]) -> tuple[list[Json], bool]:
+    """The items that `order`, `after` and `limit` name, and whether more follow. Raises ApiError."""
+    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise invalid("Invalid value for 'order': supported values are 'asc' and 'desc'.", "order")
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MOST_ITEMS):
+        raise invalid(f"Invalid value for 'limit': expected 1 to {MOST_ITEMS}.", "limit")
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise invalid(f"Invalid value for 'after': {after[:80]!r} is none of these items.", "after")
+        items = items[ids.index(after) + 1 :]
+    return items[: int(limit)], len(items) > int(limit)
 
 
 def _asked(request: Request) -> tuple[str, str]:

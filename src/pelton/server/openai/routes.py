@@ -25,12 +25,13 @@ MODEL = "/v2/models/{model}"
 def routes(site: Site) -> list[Route]:
     """All of them."""
     models, generate, store = Models(site), Generate(site), ResponseStore(site.engine.clock)
-    kept = Responses(site, store)
+    kept, responses = Responses(site, store), ResponseRoute(site, store)
     posts: list[tuple[str, Answer]] = [
         ("/v1/chat/completions", ChatRoute(site)),
         ("/v1/completions", CompletionRoute(site)),
         ("/v1/embeddings", EmbeddingRoute(site)),
-        ("/v1/responses", ResponseRoute(site, store)),
+        ("/v1/responses", responses),
+        ("/v1/responses/input_tokens", responses.count),
     ]
     made = [_route(path, Endpoint(site, answer), "POST") for path, answer in posts]
     made.append(_route("/v1/audio/transcriptions", SpeechRoute(site, "transcribe"), "POST"))

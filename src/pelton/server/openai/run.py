@@ -222,6 +222,10 @@ class Run:
         self.leave()
         self.listener.failed(error)
 
+    def seconds(self) -> float:
+        """Since the request came."""
+        return self._engine.clock() - self.caller.received
+
     # ---- for choices
 
     def hang_up(self, choice: Choice, satisfied: bool = False) -> None:

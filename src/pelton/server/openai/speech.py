@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -22,7 +22,7 @@ from pelton.server.openai.calls import submitted
 from pelton.server.openai.decoding import ask as as_ask
 from pelton.server.openai.endpoint import PROTOCOL, Target, body_of, find
 from pelton.server.openai.errors import ApiError, invalid, unsupported
-from pelton.server.openai.stream import Application, encode
+from pelton.server.openai.stream import HEAD, Application, encode
 from pelton.server.site import Site
 from pelton.types import Call
 
@@ -32,15 +32,25 @@ Json = dict[str, Any]
 
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES: Final = ("word", "segment")
-LISTS: Final = ("timestamp_granularities", "include", "known_speaker_names", "known_speaker_references")
+LISTS: Final = (
+    "timestamp_granularities",
+    "include",
+    "keywords",
+    "languages",
+    "known_speaker_names",
+    "known_speaker_references",
+)
+STREAMED: Final = ("json", "text")
+EVENTS: Final = HEAD["content-type"]
 TEXT: Final = "text/plain; charset=utf-8"
 REFUSED: Final = {
-    "stream": "The text comes when all of it is there.",
-    "chunking_strategy": "Long sounds are cut at quiet places.",
+    "keywords": "Put them into 'prompt'.",
+    "languages": "Use 'language', or none: then it is heard.",
     "known_speaker_names": "Speakers are not told apart.",
     "known_speaker_references": "Speakers are not told apart.",
 }
-SAID: Final = {"user": ""}
+SAID: Final[Json] = {"user": str, "chunking_strategy": Literal["auto"]}  # long sounds are cut at quiet places
+BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 class SpeechAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +64,7 @@ class SpeechAsk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.0
     timestamp_granularities: list[str] = []
     include: list[str] = []
+    stream: bool = False
 
 
 class SpeechRoute:
@@ -85,7 +96,7 @@ class SpeechRoute:
             return errors.of(error).response(headers)
 
     async def _begun(self, raw: Json, caller: Caller) -> Application:
-        ask, ignored = as_ask(raw, SpeechAsk, _refused(raw), SAID)
+        ask, ignored = as_ask(raw, SpeechAsk, REFUSED, SAID)
         _check(ask, self._task, ignored)
         target = await find(self._site, ask.model, caller.key)
         field = sound_of(target.served)
@@ -131,6 +142,8 @@ def fields_of(form: multipart.Form) -> Json:
             made[name] = [*made.get(name, []), *texts]
         elif name == "temperature":
             made[name] = _number(texts[-1])
+        elif name == "stream":
+            made[name] = BOOLEANS.get(texts[-1].lower(), texts[-1])
         else:
             made[name] = texts[-1]
     return made
@@ -141,13 +154,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise invalid("Invalid value for 'temperature': expected a number from 0 to 1.", "temperature") from None
-
-
-def _refused(raw: Json) -> dict[str, str]:
-    """A stream that is not wanted is not refused."""
-    if str(raw.get("stream", "")).lower() in ("false", "0"):
-        del raw["stream"]
-    return REFUSED
 
 
 def _check(ask: SpeechAsk, task: str, ignored: list[str]) -> None:
@@ -171,8 +177,10 @@ def _check(ask: SpeechAsk, task: str, ignored: list[str]) -> None:
         raise unsupported(
             "Unsupported parameter: 'include'. Use 'verbose_json' for what is known of each segment.", "include"
         )
+    if ask.stream and ask.response_format not in STREAMED:
+        raise invalid("Invalid value for 'stream': it needs 'response_format' to be 'json' or 'text'.", "stream")
     if task == "translate":
-        for name in ("language", "timestamp_granularities"):
+        for name in ("language", "timestamp_granularities", "stream"):
             if getattr(ask, name):
                 raise unsupported(f"Unsupported parameter: '{name}'. Translations do not take it.", name)
 
@@ -227,6 +235,8 @@ def written(told: Json, ask: SpeechAsk, task: str = "transcribe") -> tuple[str, 
     """Content type and body. `told`: what the package answers (`pelton.runtimes.whisper`)."""
     segments = told["segments"]
     text = told["text"].strip()
+    if ask.stream:
+        return EVENTS, _events(segments, text)
     if ask.response_format == "text":
         return TEXT, text.encode() + b"\n"
     if ask.response_format == "srt":
@@ -252,6 +262,13 @@ def written(told: Json, ask: SpeechAsk, task: str = "transcribe") -> tuple[str, 
             for word in one.get("words", ())
         ]
     return "application/json", encode({**body, "usage": usage})
+
+
+def _events(segments: list[Json], text: str) -> bytes:
+    """A segment is one event. All come together: the model hears a sound as a whole."""
+    told = [{"type": "transcript.text.delta", "delta": one["text"]} for one in segments]
+    told.append({"type": "transcript.text.done", "text": text})
+    return b"".join(b"event: %b\ndata: %b\n\n" % (one["type"].encode(), encode(one)) for one in told)
 
 
 def _subtitles(segments: list[Json], point: str, numbered: bool) -> str:

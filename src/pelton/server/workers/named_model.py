@@ -15,6 +15,7 @@ from pelton.server.wire.connection import Request
 PATHS: Final = frozenset(
     (
         b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings", b"/v1/responses",
+        b"/v1/responses/input_tokens",
         b"/v1/audio/transcriptions", b"/v1/audio/translations",
     )
 )  # fmt: skip
