@@ -31,7 +31,7 @@ from pelton.packages.python_source import inspect_class
 from pelton.registry import Registry
 from pelton.types import Signature, TensorSpec
 
-BOUND = 30.0  # seconds: generous, the machine may be busy; reached only by a failure
+BOUND = 60.0  # seconds: generous, the machine may be busy; reached only by a failure
 POLL = 0.01
 
 GATE = """

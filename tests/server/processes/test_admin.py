@@ -19,6 +19,8 @@ from pelton.server.pages.admin import RUNNING, WAITING
 
 JSON = {"content-type": "application/json"}
 
+pytestmark = pytest.mark.timeout(180)
+
 
 def ask(
     port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, host: str = "127.0.0.1"

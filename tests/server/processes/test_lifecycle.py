@@ -12,6 +12,8 @@ from pelton.errors import SettingInvalid
 from pelton.server.lifecycle import tls_context
 from pelton.settings import Settings
 
+pytestmark = pytest.mark.timeout(180)
+
 STUCK = """
 import pathlib, time
 

@@ -17,6 +17,8 @@ from pelton.server.workers.supervisor import FAILED_STARTS, PAUSE_LONGEST, STEAD
 
 MIB = 1024 * 1024
 
+pytestmark = pytest.mark.timeout(180)  # four processes or more start for a test: a busy machine takes its time
+
 
 @pytest.fixture
 def pair(home: Any) -> Any:
