@@ -16,9 +16,10 @@ from pelton.server.protocols.status import error_body, error_headers
 from pelton.server.routes import Route, Routes
 from pelton.server.wire.answer_head import date, head
 from pelton.server.wire.asgi import App, AsgiExchange
-from pelton.server.wire.connection import JSON_TYPE, Connection, Request
+from pelton.server.wire.connection import JSON_TYPE, Connection
 from pelton.server.wire.inbox import Inbox
 from pelton.server.wire.limits import Limits
+from pelton.server.wire.request import Request
 from pelton.types import Call
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ from pelton.server.call_headers import priority_of, request_id, timeout_of, trac
 from pelton.server.protocols.codec import Answer, Codec, decompress
 from pelton.server.protocols.status import error_body, error_headers, status_of
 from pelton.server.wire.answer_head import date, head
-from pelton.server.wire.connection import JSON_TYPE, Connection, Request
+from pelton.server.wire.connection import JSON_TYPE, Connection
 from pelton.server.wire.encodings import negotiate
 from pelton.server.wire.limits import Limits
+from pelton.server.wire.request import Request
 from pelton.types import Call
 
 log = logging.getLogger(__name__)

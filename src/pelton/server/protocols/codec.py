@@ -11,8 +11,8 @@ from pelton.engine import Served
 from pelton.errors import InvalidInput, TooLarge
 from pelton.server.protocols.quick import Quick
 from pelton.server.protocols.status import UnknownEncoding
-from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
+from pelton.server.wire.request import Request
 from pelton.types import Array, Call, Fields
 
 

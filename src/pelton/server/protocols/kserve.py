@@ -19,8 +19,8 @@ from pelton.server.protocols.codec import BAD_JSON, Answer, Asked, RowEncoder, b
 from pelton.server.protocols.native import vector_type
 from pelton.server.protocols.quick import Quick
 from pelton.server.protocols.tensors import array_of
-from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
+from pelton.server.wire.request import Request
 from pelton.types import Array, Call
 
 MAX_INSTANCES = 65_536

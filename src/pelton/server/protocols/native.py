@@ -22,8 +22,8 @@ from pelton.errors import InvalidInput
 from pelton.server.protocols.codec import Answer, Asked, RowEncoder, check_json_size, decode_json, encode
 from pelton.server.protocols.quick import ELEMENT, ELSEWHERE, Quick, giver, only_input, taker
 from pelton.server.protocols.tensors import PACK_LIMIT, packer
-from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
+from pelton.server.wire.request import Request
 from pelton.types import Array, Call, TensorSpec
 
 QUOTE: Final = 0x22

@@ -25,8 +25,8 @@ from pelton.server.protocols.tensors import (
     to_binary,
     to_list,
 )
-from pelton.server.wire.connection import Request
 from pelton.server.wire.limits import Limits
+from pelton.server.wire.request import Request
 from pelton.types import Array, Call, TensorSpec
 
 LENGTH_HEADER: Final = b"inference-header-content-length"

@@ -13,7 +13,8 @@ from urllib.parse import unquote
 
 from pelton.server.protocols.status import PHRASES, error_body
 from pelton.server.wire.answer_head import date
-from pelton.server.wire.connection import Connection, Request
+from pelton.server.wire.connection import Connection
+from pelton.server.wire.request import Request
 
 log = logging.getLogger(__name__)
 

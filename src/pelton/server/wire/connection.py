@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import httptools
-import msgspec
 
 from pelton.server.protocols.status import HttpError, error_body
 from pelton.server.wire.answer_head import head
@@ -23,46 +22,11 @@ from pelton.server.wire.framing import METHODS, SLASH, check_fields, checked_tar
 from pelton.server.wire.inbox import Inbox
 from pelton.server.wire.known_heads import Heads
 from pelton.server.wire.limits import Limits
+from pelton.server.wire.request import SPECIAL, Request
 
 log = logging.getLogger(__name__)
 
-# Headers that change how an inference is answered; without one of them the hot path looks at no header at all.
-SPECIAL: Final = frozenset(
-    (
-        b"content-encoding",
-        b"accept-encoding",
-        b"inference-header-content-length",
-        b"x-request-id",
-        b"traceparent",
-        b"tracestate",
-        b"pelton-key",
-        b"pelton-timeout-ms",
-        b"pelton-priority",
-        b"authorization",
-        b"x-api-key",
-    )
-)
 JSON_TYPE: Final = b"application/json"
-
-
-class Request(msgspec.Struct, gc=False):
-    """One parsed request. Header names are lower case. `received` is when its last byte was read."""
-
-    method: bytes
-    target: bytes
-    headers: list[tuple[bytes, bytes]]
-    special: bool
-    body: bytes
-    received: float
-    keep_alive: bool
-    version: str
-
-    def header(self, name: bytes) -> bytes | None:
-        """The value of a header that may stand once."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
 
 
 class Exchange(Protocol):

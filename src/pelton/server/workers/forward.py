@@ -19,7 +19,8 @@ import httptools
 from pelton.errors import NotReady, PeltonError
 from pelton.server.routes import Route
 from pelton.server.wire.answer_head import head
-from pelton.server.wire.connection import JSON_TYPE, Connection, Request
+from pelton.server.wire.connection import JSON_TYPE, Connection
+from pelton.server.wire.request import Request
 from pelton.server.workers.named_model import is_openai, keeper_of, named_in
 
 log = logging.getLogger(__name__)

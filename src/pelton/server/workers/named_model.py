@@ -10,7 +10,7 @@ import msgspec
 from pelton.errors import PeltonError
 from pelton.server.openai import multipart
 from pelton.server.protocols.codec import decompress
-from pelton.server.wire.connection import Request
+from pelton.server.wire.request import Request
 
 PATHS: Final = frozenset(
     (

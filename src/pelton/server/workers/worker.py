@@ -31,8 +31,9 @@ from pelton.server.inference import reply_error
 from pelton.server.lifecycle import end_now, run_loop
 from pelton.server.process import MEGABYTE, Server
 from pelton.server.wire.asgi import App, Message
-from pelton.server.wire.connection import Connection, Request
+from pelton.server.wire.connection import Connection
 from pelton.server.wire.listener import BACKLOG, Listener
+from pelton.server.wire.request import Request
 from pelton.server.workers.board import BOARD, Board, Counted
 from pelton.server.workers.channel import (
     Asked,
