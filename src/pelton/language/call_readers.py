@@ -52,12 +52,13 @@ class JsonReader:
         self._string = self._escaped = False
         self._streams = False  # the value is the arguments' object: it goes out as it comes
         self._ends_with_value = False
+        self._foreign = False  # the last character is not the call's
 
     def feed(self, text: str) -> str:
         for at, character in enumerate(text):
             self._phase(character)
             if self.failed or self.done:
-                return text[at + 1 :]
+                return text[at + (not self._foreign) :]
         return ""
 
     def take(self) -> str:
@@ -90,7 +91,8 @@ class JsonReader:
         elif character == "}":
             self._end()
         elif not character.isspace() and character != ",":
-            self.failed = True
+            self._foreign = self.done = self.named and self._any  # its last brace is missing
+            self.failed = not self.done
 
     def _in_key(self, character: str) -> None:
         if character == '"' and not self._escaped:

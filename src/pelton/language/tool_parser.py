@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,12 +37,14 @@ class CallPiece:
 
 @dataclass(slots=True)
 class ToolCall:
-    """A call so far. `arguments` is JSON as the model wrote it; `complete`: to its end."""
+    """A call so far. `arguments` is what the model wrote; `complete`: to its end, and it is a JSON object. `raw`: all that
+    was written of the call."""
 
     id: str
     name: str
     arguments: str = ""
     complete: bool = False
+    raw: str = ""
 
 
 Piece = str | CallPiece
@@ -84,6 +87,8 @@ class ToolParser:
         """The rest: a call that was cut stays as far as it came."""
         if self._call is not None and not self._call.named:
             self._not_a_call()
+        elif self._call is not None:
+            self._settle()
         text = self._buffer.strip() if self._after else self._buffer
         self._buffer, self._call = "", None
         if text:
@@ -155,11 +160,10 @@ class ToolParser:
             return True
         named = call.named
         rest = call.feed(self._buffer)
-        if not named:
-            raw = self._raw + self._buffer
-            self._raw = raw[: len(raw) - len(rest)]
+        raw = self._raw + self._buffer
+        self._raw = raw[: len(raw) - len(rest)]
         self._buffer = rest
-        if call.failed or (call.named and call.name not in self._schemas):
+        if (call.failed and not named) or (call.named and call.name not in self._schemas):
             self._not_a_call()
             return True
         if call.named and not named:
@@ -168,21 +172,32 @@ class ToolParser:
         if call.named and (arguments := call.take()):
             self.calls[-1].arguments += arguments
             self._out.append(CallPiece(len(self.calls) - 1, arguments=arguments))
-        if call.done:
-            self.calls[-1].complete = True
-            self._call, self._after = None, True
+        if call.done or call.failed:
+            self._settle()
+            self._call, self._after = None, call.done
         return bool(self._buffer)
+
+    def _settle(self) -> None:
+        """The call that is told has come to its end."""
+        told = self.calls[-1]
+        told.raw, self._raw = self._raw, ""
+        told.complete = _is_object(told.arguments)
 
     def _not_a_call(self) -> None:
         self._call = None
-        if self.calls and not self.calls[-1].complete:
-            return  # its pieces are out; what follows is text
         self._say(self._raw)
         self._raw = ""
 
     def _say(self, text: str) -> None:
         if text:
             self._out.append(text)
+
+
+def _is_object(arguments: str) -> bool:
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _call_id() -> str:

@@ -112,8 +112,14 @@ def forcing_grammar(
     for i, (name, schema) in enumerate(chosen.items()):
         head = f'{{"name": {json.dumps(name)}, "{arguments}": '
         rules.append(f'f{i}: {json.dumps(head)} a{i} "}}"')
-        rules.append(f"a{i}: %json {json.dumps(schemas.bounded(schema))}")
+        rules.append(f"a{i}: %json {json.dumps(schemas.bounded(_closed(schema)))}")
     return GrammarSpec("lark", "\n".join(rules))
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments that are not listed help nobody, and of a function without any a model would make up some for ever."""
+    listed = "properties" in schema and not {"patternProperties", "allOf", "anyOf", "oneOf", "$ref"} & set(schema)
+    return {"additionalProperties": False, **schema} if listed else schema
 
 
 def _start(style: ToolStyle, parallel: bool, tokenizer: Tokenizer) -> str:

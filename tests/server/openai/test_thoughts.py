@@ -81,6 +81,23 @@ def test_a_call_after_thoughts_is_a_call(api: Api):
     assert reply.json["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_half_of_a_call_is_text(api: Api):
+    half = '<tool_call>\n{"name": "weather", "arguments": {"city": "Os'
+    for text in (half, '<tool_call>\n{"name": "weather", "arguments": {city}}\n</tool_call>'):
+        reply = api.ask(CHAT, asked(f"Wait. {text}", tools=[WEATHER]))
+        told = message(reply)
+        assert "tool_calls" not in told
+        assert told["content"] == f"Wait. {text}".removesuffix("\n</tool_call>")
+        assert reply.json["choices"][0]["finish_reason"] == "stop"
+        events = api.events(CHAT, asked(text, tools=[WEATHER]))
+        assert events[-1]["choices"][0]["finish_reason"] == "stop"
+    cut = api.ask(CHAT, asked(half, tools=[WEATHER], max_tokens=len(half))).json["choices"][0]
+    assert (cut["finish_reason"], cut["message"]["tool_calls"][0]["function"]["arguments"]) == (
+        "length",
+        '{"city": "Os',
+    )
+
+
 def test_a_form_holds_the_answer_and_leaves_the_thoughts_free(api: Api):
     schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}

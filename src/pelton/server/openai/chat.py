@@ -217,7 +217,8 @@ class ChatWhole(Whole):
         super().piece(choice, "".join(_texts(self._readers.push(choice, text))), logged)
 
     def ended(self, choice: Choice) -> None:
-        super().piece(choice, "".join(_texts(self._readers.finish(choice))), ())
+        rest = "".join(_texts(self._readers.finish(choice)))
+        super().piece(choice, rest + self._readers.broken(choice), ())
 
     def _response(self) -> Response:
         chat, run = self._chat, self.run

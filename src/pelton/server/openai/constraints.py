@@ -18,6 +18,8 @@ from pelton.server.openai.errors import ApiError, invalid
 from pelton.server.openai.output_form import Form, Tools
 
 PLACE: Final = re.compile(r"^([a-z_]+[A-Za-z0-9_.$\[\]-]*)(?::|$)")
+ASCII: Final = re.compile(r"\\.", re.S)
+CLASSES: Final = {r"\d": "[0-9]", r"\w": "[0-9A-Za-z_]"}  # as in JavaScript, not all digits of the world
 FIRST: Final = re.compile(r"^\s*\??start\s*:", re.M)  # the rule that a grammar begins with
 SLASH: Final = re.compile(r"(\\.)|/", re.S)  # a slash that is not escaped, behind what is
 
@@ -87,7 +89,7 @@ def _of(form: Form) -> GrammarSpec | None:
     if form.schema is not None:
         return schemas.json_schema(form.schema, bool(form.strict), form.at)
     if form.kind == "regex":
-        return GrammarSpec("regex", form.text)
+        return GrammarSpec("regex", ASCII.sub(lambda found: CLASSES.get(found[0], found[0]), form.text))
     if form.kind == "lark":
         from pelton.language import grammar  # needs an extra
 

@@ -60,10 +60,19 @@ class Readers:
         return parts
 
     def calls(self, choice: Choice) -> list[Json]:
-        """All calls, as a whole answer has them."""
+        """All calls, as a whole answer has them. One that the model did not write to its end is text, unless it was cut."""
         tools = self._tools(choice)
-        made = tools.calls if tools is not None else []
+        made = (
+            [one for one in tools.calls if one.complete or choice.finish_reason != "stop"] if tools is not None else []
+        )
         return [call_of(one.id, one.name, one.arguments) for one in made[: None if self._chat.tools.parallel else 1]]
+
+    def broken(self, choice: Choice) -> str:
+        """What is text of a whole answer, because it is no whole call."""
+        tools = self._tools(choice)
+        if tools is None or choice.finish_reason != "stop":
+            return ""
+        return "".join(one.raw for one in tools.calls if not one.complete)
 
     def thought(self, choice: Choice) -> str:
         """All thoughts."""
@@ -77,7 +86,7 @@ class Readers:
     def reason(self, choice: Choice) -> str:
         """`finish_reason`."""
         tools = self._tools(choice)
-        if tools is None or not tools.calls or choice.finish_reason != "stop":
+        if tools is None or not any(one.complete for one in tools.calls) or choice.finish_reason != "stop":
             return choice.finish_reason
         return "function_call" if self._chat.legacy else "tool_calls"
 
