@@ -37,6 +37,10 @@ class Bare:
         )
         self.told = self._read()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:  # engines print lines of their own
