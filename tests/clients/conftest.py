@@ -27,10 +27,10 @@ from echo_api import PYTHON, Api, serving  # noqa: E402
 
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A server with "echo" (chats), "vectors" (embeds) and "ears" (hears)."""
+    """A server with "echo" (chats), "thinker" (thinks first), "vectors" (embeds) and "ears" (hears)."""
     home = tmp_path_factory.mktemp("clients")
     subprocess.run([PYTHON, str(SERVER / "echo_model.py"), str(home)], check=True)
-    with serving(home, "echo", "vectors", "ears", trust="*") as api:
+    with serving(home, "echo", "thinker", "vectors", "ears", trust="*") as api:
         yield api
 
 

@@ -47,4 +47,4 @@ def test_the_openai_client(folder: Path, base: str):
 
 
 def test_the_vercel_sdk(folder: Path, base: str):
-    assert run(folder, "vercel.mjs", base).count("ok ") == 13
+    assert run(folder, "vercel.mjs", base).count("ok ") == 14

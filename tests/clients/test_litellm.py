@@ -41,6 +41,12 @@ def test_streams(ask: dict[str, Any]):
     assert asyncio.run(gather()) == SAID
 
 
+def test_thoughts(ask: dict[str, Any]):
+    asked = [{"role": "user", "content": "<think>Hm.</think>Yes."}]
+    told = litellm.completion(model="openai/thinker", messages=asked, temperature=0, **ask).choices[0].message
+    assert (told.reasoning_content, told.content) == ("Hm.", "Yes.")
+
+
 def test_tools(ask: dict[str, Any]):
     told = litellm.completion(
         model="openai/echo", messages=HELLO, temperature=0, tools=[TOOL], tool_choice="required",

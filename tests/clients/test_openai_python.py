@@ -136,6 +136,47 @@ def test_tools(client: Any):
     assert client.chat.completions.create(model="echo", messages=again, max_tokens=1).choices
 
 
+def test_functions_of_old(client: Any):
+    ask: Any = {"model": "echo", "messages": HELLO, "functions": [TOOL["function"]], "temperature": 0}
+    choice = client.chat.completions.create(**ask, function_call={"name": "weather"}).choices[0]
+    assert (choice.finish_reason, choice.message.function_call.name) == ("function_call", "weather")
+    assert json.loads(choice.message.function_call.arguments) == {"city": "Oslo"}
+    stream = client.chat.completions.create(**ask, function_call={"name": "weather"}, stream=True)
+    pieces = [delta.function_call for chunk in stream if (delta := chunk.choices[0].delta).function_call]
+    assert json.loads("".join(piece.arguments for piece in pieces)) == {"city": "Oslo"}
+
+
+def test_thoughts(client: Any):
+    asked: Any = [{"role": "user", "content": "<think>Let me see.</think>Yes."}]
+    told = client.chat.completions.create(model="thinker", messages=asked, temperature=0)
+    assert (told.choices[0].message.reasoning_content, told.choices[0].message.content) == ("Let me see.", "Yes.")
+    assert told.usage.completion_tokens_details.reasoning_tokens == 26
+    deltas = [
+        chunk.choices[0].delta
+        for chunk in client.chat.completions.create(model="thinker", messages=asked, temperature=0, stream=True)
+    ]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Let me see."
+    assert "".join(delta.content or "" for delta in deltas) == "Yes."
+    with client.responses.stream(model="thinker", input=asked[0]["content"], temperature=0) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert "response.reasoning_text.delta" in kinds
+    assert [item.type for item in final.output] == ["reasoning", "message"]
+    assert (final.output[0].content[0].text, final.output_text) == ("Let me see.", "Yes.")
+    again: Any = [*final.output, {"role": "user", "content": "x"}]
+    assert client.responses.create(model="thinker", input=again, max_output_tokens=16).output
+
+
+def test_fields_of_vllm(client: Any):
+    told = client.chat.completions.create(
+        model="echo", messages=HELLO, temperature=0, extra_body={"guided_choice": ["yes", "no"], "top_k": 5}
+    )
+    assert told.choices[0].message.content in ("yes", "no")
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model="echo", messages=HELLO, extra_body={"min_tokens": 5})
+    assert (wrong.value.param, wrong.value.code) == ("min_tokens", "unsupported_parameter")
+
+
 def test_logprobs(client: Any):
     told = client.chat.completions.create(model="echo", messages=HELLO, temperature=0, logprobs=True, top_logprobs=2)
     content = told.choices[0].logprobs.content
@@ -167,6 +208,8 @@ def test_responses(client: Any):
     assert second.output_text == "user\nhello"
     assert client.responses.retrieve(first.id).output_text == first.output_text
     assert [item.type for item in client.responses.input_items.list(first.id)] == ["message"]
+    counted = client.responses.input_tokens.count(model="echo", input="hello", instructions="Be brief.")
+    assert counted.input_tokens == first.usage.input_tokens
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)
@@ -196,11 +239,13 @@ def test_transcriptions(client: Any):
     assert [word.word for word in verbose.words] == ["hello", "transcribe", "en"]
     assert verbose.segments[0].text == " hello transcribe en"
     assert "-->" in client.audio.transcriptions.create(model="ears", file=sound(), response_format="srt")
+    events = list(client.audio.transcriptions.create(model="ears", file=sound(), stream=True))
+    assert [event.type for event in events] == ["transcript.text.delta", "transcript.text.done"]
     assert "translate" in client.audio.translations.create(model="ears", file=sound()).text
 
 
 def test_models(client: Any):
-    assert [model.id for model in client.models.list()] == ["ears", "echo", "vectors"]
+    assert [model.id for model in client.models.list()] == ["ears", "echo", "thinker", "vectors"]
     assert client.models.retrieve("echo").owned_by == "pelton"
 
 

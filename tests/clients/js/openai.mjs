@@ -80,7 +80,7 @@ const checks = {
   async models() {
     const names = [];
     for await (const model of client.models.list()) names.push(model.id);
-    assert.deepEqual(names, ["ears", "echo", "vectors"]);
+    assert.deepEqual(names, ["ears", "echo", "thinker", "vectors"]);
   },
   async errors() {
     await assert.rejects(client.chat.completions.create({ ...hello, temperature: 3 }), (error) => {

@@ -48,6 +48,13 @@ for (const [name, model] of Object.entries(models)) {
   assert.equal((await streamed.steps).length, 2);
   console.log(`ok ${name} tools`);
 }
+const thinker = { model: compatible("thinker"), prompt: "<think>Hm.</think>Yes.", temperature: 0, maxRetries: 0 };
+const thought = await generateText(thinker);
+assert.deepEqual([thought.reasoningText, thought.text], ["Hm.", "Yes."]);
+const streamedThought = streamText(thinker);
+assert.equal(await streamedThought.text, "Yes.");
+assert.equal(await streamedThought.reasoningText, "Hm.");
+console.log("ok thoughts");
 const { embeddings } = await embedMany({ model: openai.embedding("vectors"), values: ["hello", "a"], maxRetries: 0 });
 assert.deepEqual(embeddings, [[5, 532, 104, 111], [1, 97, 97, 97]]);
 console.log("ok embeddings");

@@ -124,3 +124,4 @@ def add_speech(home: Path, name: str = "ears") -> str:
 if __name__ == "__main__":  # the tests of clients run in an environment without Pelton
     for make in (add, add_embedding, add_speech):
         make(Path(sys.argv[1]))
+    add(Path(sys.argv[1]), "thinker", template=THINKING)
