@@ -64,6 +64,8 @@ CASES = [
     ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Pa', "", [("weather", '{"city": "Pa', False)]),
     ("hermes", '<tool_call>{"name": "clock", "arguments": {"a": 1}</tool_call> x', "x", [("clock", '{"a": 1}', True)]),
     ("hermes", '<tool_call>{"name": "clock", "arguments": {"a": 1}', "", [("clock", '{"a": 1}', True)]),
+    ("hermes", '<tool_call>[{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {"city": "Rome"}}]</tool_call>', "", [("clock", "{}", True), ("weather", '{"city": "Rome"}', True)]),
+    ("hermes", '<tool_call>{"name": "clock", "arguments": {}}</tool_call>\n{"a": 1}', '{"a": 1}', [("clock", "{}", True)]),
     ("hermes", '<tool_call>{"name": "clock", "arguments": {a}}</tool_call>', "", [("clock", "{a}", False)]),
     ("hermes", '<tool_call>{"name": "clock"', "", [("clock", "", False)]),
     ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>', None, []),

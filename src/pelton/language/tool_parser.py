@@ -14,8 +14,8 @@ from pelton.language.reasoning import overlap
 from pelton.language.tools import MARKERS
 
 _CLOSERS: Final[Mapping[ToolStyle, tuple[str, ...]]] = {
-    "hermes": ("</tool_call>",),
-    "tags": ("</tool_call>",),
+    "hermes": ("</tool_call>", "]", ","),  # some write a list
+    "tags": ("</tool_call>", "]", ","),
     "llama3": (";", ",", "]", "<|eom_id|>"),
     "mistral": ("]", ","),
     "json": ("```", "]", ","),
@@ -145,7 +145,7 @@ class ToolParser:
             return False
         self._after = False
         self._buffer = rest
-        if self._style not in _TAGGED and rest.startswith("{"):
+        if rest.startswith("{"):
             self._begin("", rest)
         return True
 
