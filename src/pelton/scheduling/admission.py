@@ -7,6 +7,9 @@ goodput at twice the capacity falls from 100 % to 5 % (simulated; see docs/batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+REFUSED_ALIKE: Final = 0.02  # seconds that a refusal stands for other calls: the queue may move faster than predicted
 
 
 def predicted_finish(
@@ -24,3 +27,10 @@ def predicted_finish(
 def retry_after(now: float, finish: float, deadline: float) -> float:
     """Seconds until the queue has shrunk enough for the same call to be taken."""
     return max(0.001, min(finish - deadline, 60.0))
+
+
+def refused_until(now: float, finish: float, target: float) -> float:
+    """Until when calls that come behind the same rows are late as well, each with `target` seconds from its coming.
+
+    `finish`: when one that is queued now would be answered."""
+    return min(finish - target, now + REFUSED_ALIKE)

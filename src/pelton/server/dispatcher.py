@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from pelton.engine import Engine, Pick, Served
 from pelton.errors import ModelFailed, Overloaded, PeltonError
+from pelton.scheduling.admission import refused_until
 from pelton.server.call_headers import ID_NUMBER, ID_PREFIX, KEY, request_id
 from pelton.server.inference import Inference, answer, decoded, reply_error
 from pelton.server.protocols.codec import Codec
@@ -17,6 +19,7 @@ from pelton.server.routes import Route, Routes
 from pelton.server.wire.answer_head import date, head
 from pelton.server.wire.asgi import App, AsgiExchange
 from pelton.server.wire.connection import JSON_TYPE, Connection
+from pelton.server.wire.doors import Door
 from pelton.server.wire.inbox import Inbox
 from pelton.server.wire.limits import Limits
 from pelton.server.wire.request import Request
@@ -63,7 +66,7 @@ class Dispatcher:
         self._forward = forward
         self._inbox = inbox or Inbox(lambda _: None, engine.clock, lambda: None)  # one that nobody waits in
         self._busy_date = b""
-        self._busy = (b"", b"")  # the answer to calls that are turned away, made once a second
+        self._busy = b""  # the answer to calls that are turned away, made once a second
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, connection: Connection, request: Request) -> None:
@@ -89,8 +92,8 @@ class Dispatcher:
         batcher = served.scheduler.batcher
         if batcher.rows + len(lot.calls) >= batcher.full_rows or self._inbox.waited > served.target:
             self.submit()
-            if self._too_busy(request, served):
-                self._turn_away(connection, request, route, served, None)
+            if until := self._busy_until(request, served):
+                self._turn_away(connection, request, route, served, None, until)
                 return
             lot.served = served
         inputs = quick.take(request.body)
@@ -133,10 +136,10 @@ class Dispatcher:
                 pick = served.split.pick(request.header(KEY) if request.special else None)
                 served = pick.served
             batcher = served.scheduler.batcher
-            if (batcher.rows >= batcher.full_rows or self._inbox.waited > served.target) and self._too_busy(
-                request, served
+            if (batcher.rows >= batcher.full_rows or self._inbox.waited > served.target) and (
+                until := self._busy_until(request, served)
             ):
-                self._turn_away(connection, request, route, served, pick)
+                self._turn_away(connection, request, route, served, pick, until)
             else:
                 self._begin(connection, request, served, route.codec(served), pick)
         except PeltonError as error:
@@ -169,20 +172,24 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _too_busy(self, request: Request, served: Served) -> bool:
-        """Whether a call would be refused for being late: asked before its body is decoded."""
+    def _busy_until(self, request: Request, served: Served) -> float:
+        """Until when a call like this must come to be refused for being late; 0: this one is in time. Asked before its
+        body is decoded."""
         if request.special and request.header(b"pelton-timeout-ms") is not None:
-            return False
+            return 0.0
         if self._inbox.waited > served.target:
-            return True
+            return request.received
         if not served.scheduler.behind():
-            return False
-        return served.scheduler.one_more(self._engine.clock()) > request.received + served.target
+            return 0.0
+        now = self._engine.clock()
+        until = refused_until(now, served.scheduler.one_more(now), served.target)
+        return until if until > request.received else 0.0
 
     def _turn_away(
-        self, connection: Connection, request: Request, route: Route, served: Served, pick: Pick | None
+        self, connection: Connection, request: Request, route: Route, served: Served, pick: Pick | None, until: float
     ) -> None:
-        """Refuses as cheaply as can be: under overload most of the work would be refusing."""
+        """Refuses as cheaply as can be: under overload most of the work would be refusing. Calls of the same target that
+        come until `until` are refused at its door."""
         self._inbox.refused = True
         _, lane, key = pick or (served, 0, 0)
         self._engine.turn_away(served, route.protocol, request.received, lane, key)
@@ -193,5 +200,8 @@ class Dispatcher:
             self._busy_date = date()
             body = error_body(BUSY)
             extra = error_headers(Overloaded(BUSY))
-            self._busy = (head(503, JSON_TYPE, len(body), extra), body)
-        connection.reply(*self._busy)
+            self._busy = head(503, JSON_TYPE, len(body), extra) + body
+        if pick is None:
+            account = partial(self._engine.turn_away, served, route.protocol)
+            self._inbox.doors.close(request.target, Door(until, served.scheduler.batcher, self._busy, account))
+        connection.reply(self._busy, b"")

@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_drained", "_expects",
+        "_blocked_size", "_body", "_body_size", "_clock", "_deadline", "_dispatch", "_doors", "_drained", "_expects",
         "_failure", "_fields", "_head_size", "_headers", "_heads", "_inbox", "_known", "_limits", "_maybe_old", "_message_since",
         "_parser", "_paused", "_pending", "_plain_head", "_raw", "_raw_head", "_registry", "_request", "_special",
         "_starting", "_target", "_transport", "_write_blocked_since", "exchange", "last_reply", "received",
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._heads = heads or Heads()
         self._known = self._heads.get
         self._inbox = inbox  # None: bytes are handled as they are read
+        self._doors = inbox.doors.shut if inbox is not None else {}
         self._raw_head = b""  # of the message that begins in the bytes at hand
         self._transport: Any = None
         # None: nothing more is taken from this connection; what arrives is thrown away
@@ -136,6 +137,8 @@ class Connection(asyncio.Protocol):
             raw = data[:end]
             head = self._known(raw)
             if head is not None and len(data) == end + head.length:
+                if self._doors and head.usual and self._turned_away(head.target, received):
+                    return
                 self._request = Request(
                     b"POST", head.target, head.headers, head.special, data[end:], received, True, "1.1"
                 )
@@ -143,6 +146,17 @@ class Connection(asyncio.Protocol):
                 return
         self._raw_head = raw
         self._parse(parser, data)
+
+    def _turned_away(self, target: bytes, received: float) -> bool:
+        """Whether the call is refused at a door, and that was answered."""
+        inbox = self._inbox
+        if inbox is None or (door := inbox.doors.at(target, received)) is None:
+            return False
+        inbox.refused = True
+        self._transport.write(door.answer)
+        self.last_reply = self._clock()
+        door.account(received)
+        return True
 
     def _parse(self, parser: httptools.HttpRequestParser, data: bytes | memoryview) -> None:
         head = b""

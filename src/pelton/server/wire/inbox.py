@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from pelton.server.wire.doors import Doors
+
 LOT: Final = 64  # requests handled before batches leave
 IDLE: Final = 0.0005  # seconds; a loop that was idle for longer has left nothing waiting in the kernel
 
@@ -35,6 +37,7 @@ class Inbox:
         """`later`: the loop's `call_soon`. `rest` follows a turn in which calls were refused."""
         self._rest = rest
         self.refused = False  # set by who refuses
+        self.doors = Doors()  # which targets take no calls for the moment
         self.handling = False  # a lot is being handled: `then` runs when all of it has been looked at
         self._later = later
         self._clock = clock

@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from pelton.server.wire.doors import OWN_TERMS
+
 KEPT: Final = 1024
 LONGEST: Final = 1024  # bytes of a head that is worth keeping
 # They change what follows, or from call to call, or are nobody's business.
@@ -22,12 +24,14 @@ NEVER: Final = frozenset(
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
-    """What llhttp made of a head. `length` is its Content-Length, `special` as in a request."""
+    """What llhttp made of a head. `length` is its Content-Length, `special` as in a request. `usual`: it may be
+    turned away at a door (see `doors`)."""
 
     target: bytes
     headers: list[tuple[bytes, bytes]]
     length: int
     special: bool
+    usual: bool
 
 
 class Heads:
@@ -48,4 +52,4 @@ class Heads:
             return
         if len(self._known) >= KEPT:
             self._known.clear()
-        self._known[raw] = Head(target, headers, body, special)
+        self._known[raw] = Head(target, headers, body, special, OWN_TERMS.isdisjoint(names))
